@@ -1,0 +1,1 @@
+//! The thin FUSE adapter: the only importer of fuser.

@@ -1,0 +1,3 @@
+//! `plyfs`: parse, run, exit code.
+
+fn main() {}

@@ -1,0 +1,115 @@
+//! What a union is made of: the layers, and the choices that change its answers or its on-disk format.
+//!
+//! Plain data. Whoever builds one (the command line, a test, another program) has already split and unescaped option
+//! strings; whether the layers exist and fit together is for `setup` to find out.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The layers of a union and how it behaves.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Read-only layers, the topmost first. At least one, at most [`Config::MAX_LOWERS`].
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer and its work directory. Without it the union is read-only (`EROFS`).
+    pub upper: Option<Upper>,
+    /// In which xattr namespace whiteout, opaque and origin marks are written.
+    pub xattrs: XattrNamespace,
+    /// Whether inode numbers of several file systems are made unique with the high bits.
+    pub xino: Xino,
+    /// What is synced to disk, and when.
+    pub fsync: Fsync,
+    /// How deletions are written.
+    pub whiteouts: Whiteouts,
+}
+
+/// The writable layer.
+#[derive(Clone, Debug)]
+pub struct Upper {
+    /// The directory that receives every change.
+    pub dir: PathBuf,
+    /// An otherwise unused directory on the same file system, where changes are prepared.
+    pub work: PathBuf,
+}
+
+/// In which xattr namespace the overlay's own marks are written. Both are understood on reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XattrNamespace {
+    /// `trusted.overlay.` where it can be written, `user.overlay.` elsewhere.
+    #[default]
+    Auto,
+    /// `trusted.overlay.`, as the kernel's privileged mounts do.
+    Trusted,
+    /// `user.overlay.`, as the kernel does with `userxattr`.
+    User,
+}
+
+/// Whether inode numbers of several file systems are made unique with the high bits (the kernel's `xino`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xino {
+    /// As `On`, silently falling back where the bits do not suffice.
+    #[default]
+    Auto,
+    /// High bits carry the file system, with a warning where they do not suffice.
+    On,
+    /// Numbers of all but the first file system are made up and do not persist.
+    Off,
+}
+
+/// What is synced to disk, and when (the kernel's `fsync=` and `volatile`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fsync {
+    /// The data of a copied-up file before it becomes visible, and what callers ask for.
+    #[default]
+    Auto,
+    /// As `Auto`, and metadata and directories too.
+    Strict,
+    /// Nothing, ever; a mark refuses the layer after a crash.
+    Volatile,
+}
+
+/// How deletions are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// 0/0 character devices, `.wh.NAME` where these cannot be made.
+    #[default]
+    Auto,
+    /// Always `.wh.NAME`.
+    Names,
+}
+
+impl Config {
+    /// As many read-only layers as the kernel's overlay takes (`OVL_MAX_STACK`).
+    pub const MAX_LOWERS: usize = 500;
+}
+
+/// Why a union could not be set up: which option, which path, and what is wrong with it, in one line.
+#[derive(Debug)]
+pub struct SetupError {
+    option: String,
+    path: Option<PathBuf>,
+    reason: String,
+}
+
+impl SetupError {
+    /// An error about the path that an option names.
+    pub fn path(option: impl Into<String>, path: &Path, reason: impl fmt::Display) -> SetupError {
+        SetupError { option: option.into(), path: Some(path.to_owned()), reason: reason.to_string() }
+    }
+
+    /// An error about an option as such.
+    pub fn option(option: impl Into<String>, reason: impl fmt::Display) -> SetupError {
+        SetupError { option: option.into(), path: None, reason: reason.to_string() }
+    }
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{}={}: {}", self.option, path.display(), self.reason),
+            None => write!(f, "{}: {}", self.option, self.reason),
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}

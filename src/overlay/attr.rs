@@ -65,6 +65,15 @@ impl Overlay {
         self.attr(&node)
     }
 
+    /// Takes the set-group-id bit away, as a change of the ACL by somebody outside the group does.
+    pub fn clear_sgid(&self, id: NodeId) -> Result<()> {
+        let node = self.node(id)?;
+        self.with_real(&node, |at, _| {
+            let mode = sys::stat(at)?.mode;
+            if mode & libc::S_ISGID == 0 { Ok(()) } else { sys::chmod(at, mode & !libc::S_ISGID) }
+        })
+    }
+
     fn set_size(&self, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
         match node.kind {
             Kind::File => {}

@@ -1,1 +1,5 @@
 //! The thin FUSE adapter: the only importer of fuser.
+
+pub mod mount;
+pub mod session;
+pub mod standin;

@@ -1,2 +1,4 @@
 //! The only unsafe code and the only raw system calls.
 #![allow(unsafe_code)]
+
+pub mod process;

@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn option_strings_split_as_the_kernel_and_mount_split_them() {
-        let table: &[(&str, &[(&str, Option<&str>)])] = &[
+        type Pairs<'a> = &'a [(&'a str, Option<&'a str>)];
+        let table: &[(&str, Pairs<'_>)] = &[
             ("", &[]),
             (",", &[]),
             (",,a,,", &[("a", None)]),

@@ -263,10 +263,11 @@ impl MountPoint {
         if !self.attached {
             return;
         }
-        if self.id.is_some() && self.is_ours() {
-            if let Err(error) = self.detach(Detach::Lazily) {
-                log::debug!("{}: {error}", self.path.display());
-            }
+        if self.id.is_some()
+            && self.is_ours()
+            && let Err(error) = self.detach(Detach::Lazily)
+        {
+            log::debug!("{}: {error}", self.path.display());
         }
         self.attached = false;
     }
@@ -295,10 +296,10 @@ impl Emergency {
 
 impl Drop for MountPoint {
     fn drop(&mut self) {
-        if self.attached {
-            if let Err(error) = self.detach(Detach::Forcibly) {
-                log::debug!("{}: {error}", self.path.display());
-            }
+        if self.attached
+            && let Err(error) = self.detach(Detach::Forcibly)
+        {
+            log::debug!("{}: {error}", self.path.display());
         }
     }
 }

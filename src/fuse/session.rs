@@ -77,10 +77,12 @@ pub fn serve<F: Filesystem + 'static>(
     match point.as_ref().map(|point| point.path().to_owned()) {
         None => tell(&sender, Event::Answered),
         // In a thread of its own: if the server never answers, signals and the session's end must still be heard.
-        Some(path) => drop(thread::Builder::new().name("plyfs-ready".into()).spawn(move || match process::ask(&path) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {}
-            _ => tell(&sender, Event::Answered),
-        })?),
+        Some(path) => {
+            thread::Builder::new().name("plyfs-ready".into()).spawn(move || match process::ask(&path) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {}
+                _ => tell(&sender, Event::Answered),
+            })?;
+        }
     }
     until_gone(&mut point, &events, on_ready)
 }

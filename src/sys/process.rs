@@ -118,29 +118,36 @@ pub fn null_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
-/// The descriptors above 2 that are open now, lowest first. Called before anything of ours is open, these are what the
-/// caller of the program left open, on purpose or not.
-#[must_use]
-pub fn open_descriptors() -> Vec<RawFd> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    let mut descriptors: Vec<RawFd> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|descriptor| *descriptor > 2)
-        .collect();
-    // The listing's own descriptor was among them and is closed by now.
-    descriptors.retain(|descriptor| is_open(*descriptor));
-    descriptors.sort_unstable();
-    descriptors
-}
+/// What the caller of the program left open above 2, on purpose or not.
+#[derive(Debug)]
+pub struct Inherited(Vec<RawFd>);
 
-/// Closes descriptors that were inherited and that nothing in this process has taken over.
-///
-/// The numbers must come from [`open_descriptors`] at the start of the program; one that was adopted since then
-/// ([`adopt`]) must have been left out.
-pub fn close_inherited(descriptors: &[RawFd]) {
-    for descriptor in descriptors {
-        // SAFETY: the contract above: nothing in this process owns these numbers, so nobody's descriptor is closed.
-        unsafe { libc::close(*descriptor) };
+impl Inherited {
+    /// Finds the descriptors that are open. To be called once, before anything of ours is open.
+    #[must_use]
+    pub fn at_start() -> Inherited {
+        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Inherited(Vec::new()) };
+        let mut open: Vec<RawFd> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|descriptor| *descriptor > 2)
+            .collect();
+        // The listing's own descriptor was among them and is closed by now.
+        open.retain(|descriptor| is_open(*descriptor));
+        Inherited(open)
+    }
+
+    /// Leaves out one that somebody takes over ([`adopt`]).
+    pub fn leave_out(&mut self, descriptor: RawFd) {
+        self.0.retain(|inherited| *inherited != descriptor);
+    }
+
+    /// Closes them all.
+    pub fn close(self) {
+        for descriptor in self.0 {
+            // SAFETY: these were open before anything of ours was, and the adopted one has been left out: nothing in this
+            // process owns these numbers.
+            unsafe { libc::close(descriptor) };
+        }
     }
 }
 

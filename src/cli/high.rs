@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::cli::known;
 use crate::cli::low::LowArgs;
 use crate::cli::options::{self, RawOption};
 use crate::fuse::mount::{MountOptions, Target};
@@ -57,87 +58,6 @@ pub struct Serving {
     /// Whether the kernel may collect small writes; our choice if absent.
     pub writeback: Option<bool>,
 }
-
-/// Flags of mount(2) by the names of mount(8): set or cleared.
-const FLAGS: &[(&str, MountFlags, bool)] = &[
-    ("ro", MountFlags::RDONLY, true),
-    ("rw", MountFlags::RDONLY, false),
-    ("nosuid", MountFlags::NOSUID, true),
-    ("suid", MountFlags::NOSUID, false),
-    ("nodev", MountFlags::NODEV, true),
-    ("dev", MountFlags::NODEV, false),
-    ("noexec", MountFlags::NOEXEC, true),
-    ("exec", MountFlags::NOEXEC, false),
-    ("noatime", MountFlags::NOATIME, true),
-    ("atime", MountFlags::NOATIME, false),
-    ("nodiratime", MountFlags::NODIRATIME, true),
-    ("diratime", MountFlags::NODIRATIME, false),
-    ("relatime", MountFlags::RELATIME, true),
-    ("norelatime", MountFlags::RELATIME, false),
-    ("strictatime", MountFlags::STRICTATIME, true),
-    ("nostrictatime", MountFlags::STRICTATIME, false),
-    ("lazytime", MountFlags::LAZYTIME, true),
-    ("nolazytime", MountFlags::LAZYTIME, false),
-    ("sync", MountFlags::SYNCHRONOUS, true),
-    ("async", MountFlags::SYNCHRONOUS, false),
-    ("dirsync", MountFlags::DIRSYNC, true),
-    ("nosymfollow", MountFlags::NOSYMFOLLOW, true),
-    ("symfollow", MountFlags::NOSYMFOLLOW, false),
-];
-
-/// Accepted without effect, with or without a value: what they ask for is so anyway, concerns only how fast an answer
-/// comes, or is addressed to a program before us. plyfs(1) lists them.
-const WITHOUT_EFFECT: &[&str] = &[
-    // The kernel's overlay.
-    "override_creds",
-    // SELinux labels: fuse-overlayfs drops them as well.
-    "context",
-    "fscontext",
-    "defcontext",
-    "rootcontext",
-    // fuse-overlayfs.
-    "static_nlink",
-    "noacl",
-    "ino32_t",
-    "threaded",
-    "fast_ino",
-    "fast_ino_check",
-    "noxattrs",
-    "plugins",
-    "nfs_filehandles",
-    // libfuse.
-    "default_permissions",
-    "splice_write",
-    "splice_read",
-    "splice_move",
-    "kernel_cache",
-    "auto_cache",
-    "big_writes",
-    "max_write",
-    // mount(8) and fstab, and what container engines pass along.
-    "defaults",
-    "auto",
-    "noauto",
-    "user",
-    "nouser",
-    "users",
-    "owner",
-    "group",
-    "nofail",
-    "_netdev",
-    "silent",
-    "loud",
-    "iversion",
-    "noiversion",
-    "private",
-    "rprivate",
-    "shared",
-    "rshared",
-    "slave",
-    "rslave",
-    "unbindable",
-    "runbindable",
-];
 
 /// Gives the flags their meaning.
 ///
@@ -198,7 +118,7 @@ impl Reading {
 
     fn option(&mut self, option: &RawOption) -> Result<(), SetupError> {
         let key = option.key.as_str();
-        if is_without_effect(key) {
+        if known::is_without_effect(key) {
             return Ok(());
         }
         match &option.value {
@@ -209,8 +129,8 @@ impl Reading {
 
     /// An option without a value.
     fn word(&mut self, key: &str, option: &RawOption) -> Result<(), SetupError> {
-        if let Some((_, flag, set)) = FLAGS.iter().find(|(name, ..)| *name == key) {
-            self.mount.flags.set(*flag, *set);
+        if let Some((flag, set)) = known::flag(key) {
+            self.mount.flags.set(flag, set);
             return Ok(());
         }
         match key {
@@ -328,11 +248,6 @@ impl Reading {
             unknown: self.unknown,
         })
     }
-}
-
-fn is_without_effect(key: &str) -> bool {
-    // x- and X- are comments of fstab for other programs; comment= is their elder.
-    WITHOUT_EFFECT.contains(&key) || key.starts_with("x-") || key.starts_with("X-") || key == "comment"
 }
 
 /// The N of `/dev/fd/N`.

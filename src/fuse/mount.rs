@@ -4,13 +4,13 @@
 //! Everything that can be known beforehand is found out by [`prepare`], which changes nothing anywhere. After the mount
 //! is attached its path is used for detaching only, and never in a way that asks our own server for something.
 
-use std::ffi::{CString, OsStr, OsString};
-use std::io::{self, Read as _};
+use std::ffi::{CString, OsString};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use crate::fuse::fusermount;
 use crate::overlay::SetupError;
 use crate::sys::process::{self, Detach, MountFlags, MountId};
 
@@ -137,8 +137,13 @@ pub fn prepare(options: &MountOptions) -> Result<Prepared<'_>, SetupError> {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) && process::has_sys_admin() => {
             Means::Direct(open_device()?)
         }
-        // The program opens the device itself, with its own rights.
-        Err(_) => Means::Helper(find_helper()?),
+        Err(_) => {
+            let helper = fusermount::find()?;
+            // It opens the device with its caller's rights.
+            drop(open_device()?);
+            fusermount::foresee(&absolute, options)?;
+            Means::Helper(helper)
+        }
     };
     // Found out now: a mount over /dev would make us wait for ourselves later.
     let reopenable = !Path::new(DEVICE).starts_with(&absolute) && may_open_device();
@@ -178,7 +183,7 @@ impl Prepared<'_> {
                 Ok(Mounted { device, point: Some(point), reopenable })
             }
             Destination::Path(path, Means::Helper(helper)) => {
-                let device = attach_by_helper(&path, options, &helper)
+                let device = fusermount::attach(&path, options, &helper)
                     .map_err(|reason| SetupError::path("mountpoint", &path, reason))?;
                 let point = MountPoint { path, helper: Some(helper), id: None, attached: true };
                 Ok(Mounted { device, point: Some(point), reopenable })
@@ -251,7 +256,7 @@ impl MountPoint {
         }
         match &self.helper {
             None => process::unmount(&self.path, how)?,
-            Some(helper) => detach_by_helper(helper, &self.path, how)?,
+            Some(helper) => fusermount::detach(helper, &self.path, how)?,
         }
         self.attached = false;
         Ok(())
@@ -286,7 +291,7 @@ impl Emergency {
     pub fn pull(&self) {
         let pulled = match &self.helper {
             None => process::unmount(&self.path, Detach::Forcibly),
-            Some(helper) => detach_by_helper(helper, &self.path, Detach::Forcibly),
+            Some(helper) => fusermount::detach(helper, &self.path, Detach::Forcibly),
         };
         if let Err(error) = pulled {
             log::debug!("{}: {error}", self.path.display());
@@ -337,22 +342,6 @@ fn adopt_mounted(number: RawFd) -> Result<OwnedFd, SetupError> {
     }
 }
 
-/// The program that mounts for those who may not.
-fn find_helper() -> Result<PathBuf, SetupError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin"].map(PathBuf::from);
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).chain(usual).collect();
-    for name in ["fusermount3", "fusermount"] {
-        for directory in directories.iter().filter(|directory| directory.is_absolute()) {
-            let program = directory.join(name);
-            if process::is_executable(&program) {
-                return Ok(program);
-            }
-        }
-    }
-    Err(SetupError::option("fusermount3", "not found, and mounting is not permitted without it; install `fuse3`"))
-}
-
 fn attach_directly(path: &Path, options: &MountOptions, device: &OwnedFd) -> io::Result<()> {
     let (user, group) = process::effective_ids();
     let mut data = format!("fd={},rootmode=40000,user_id={user},group_id={group}", process::number(device));
@@ -367,7 +356,7 @@ fn attach_directly(path: &Path, options: &MountOptions, device: &OwnedFd) -> io:
 }
 
 /// The options that the kernel's FUSE takes.
-fn connection_options(options: &MountOptions) -> Vec<String> {
+pub(super) fn connection_options(options: &MountOptions) -> Vec<String> {
     let mut list = vec!["default_permissions".to_owned()];
     if options.allow_other {
         list.push("allow_other".into());
@@ -376,94 +365,6 @@ fn connection_options(options: &MountOptions) -> Vec<String> {
         list.push(format!("max_read={bytes}"));
     }
     list
-}
-
-/// The option string for `fusermount3`. It sets nosuid and nodev by itself for everybody but root, and calls the kernel
-/// with what it does not know, so only what it has always known is named.
-fn helper_options(options: &MountOptions) -> OsString {
-    const NAMES: [(MountFlags, &str); 7] = [
-        (MountFlags::RDONLY, "ro"),
-        (MountFlags::NOSUID, "nosuid"),
-        (MountFlags::NODEV, "nodev"),
-        (MountFlags::NOEXEC, "noexec"),
-        (MountFlags::SYNCHRONOUS, "sync"),
-        (MountFlags::DIRSYNC, "dirsync"),
-        (MountFlags::NOATIME, "noatime"),
-    ];
-    let mut text = Vec::new();
-    for (flag, name) in NAMES {
-        if options.flags.contains(flag) {
-            text.extend_from_slice(name.as_bytes());
-            text.push(b',');
-        }
-    }
-    for option in connection_options(options) {
-        text.extend_from_slice(option.as_bytes());
-        text.push(b',');
-    }
-    for (name, value) in [("fsname", &options.fsname), ("subtype", &options.subtype)] {
-        text.extend_from_slice(name.as_bytes());
-        text.push(b'=');
-        for byte in value.as_bytes() {
-            if matches!(byte, b',' | b'\\') {
-                text.push(b'\\');
-            }
-            text.push(*byte);
-        }
-        text.push(b',');
-    }
-    text.pop();
-    OsString::from_vec(text)
-}
-
-/// Has the program mount, and receives the device from it. The error is a reason in words.
-fn attach_by_helper(path: &Path, options: &MountOptions, helper: &Path) -> Result<OwnedFd, String> {
-    let name = helper.file_name().unwrap_or(helper.as_os_str()).to_string_lossy().into_owned();
-    let failed = |what: &str, error: io::Error| format!("{name}: {what}: {}", process::reason(&error));
-    let (ours, theirs) = process::socket_pair().map_err(|error| failed("socketpair", error))?;
-    process::keep_over_exec(theirs.as_fd()).map_err(|error| failed("fcntl", error))?;
-    let mut child = Command::new(helper)
-        .arg("-o")
-        .arg(helper_options(options))
-        .arg("--")
-        .arg(path)
-        .env("_FUSE_COMMFD", process::number(&theirs).to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed("cannot be run", error))?;
-    // Ours is closed, so that the end of the program is the end of the conversation.
-    drop(theirs);
-    let device = process::receive_descriptor(ours.as_fd());
-    let mut words = Vec::new();
-    if let Some(stderr) = child.stderr.as_mut() {
-        stderr.read_to_end(&mut words).map_err(|error| failed("stderr", error))?;
-    }
-    let words = String::from_utf8_lossy(&words);
-    let status = child.wait().map_err(|error| failed("wait", error))?;
-    match device.map_err(|error| failed("recvmsg", error))? {
-        Some(device) if status.success() => {
-            for line in words.lines() {
-                log::warn!("{line}");
-            }
-            Ok(device)
-        }
-        // It names itself in its message.
-        _ => Err(words.lines().next().map_or_else(|| format!("{name}: {status}"), str::to_owned)),
-    }
-}
-
-fn detach_by_helper(helper: &Path, path: &Path, how: Detach) -> io::Result<()> {
-    let mut command = Command::new(helper);
-    command.arg("-u").arg("-q");
-    if how != Detach::WhenIdle {
-        command.arg("-z");
-    }
-    command.args([OsStr::new("--"), path.as_os_str()]).env_remove("_FUSE_COMMFD");
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-    // It does not tell why; that somebody uses the mount is the usual reason.
-    if status.success() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
 }
 
 #[cfg(test)]
@@ -479,12 +380,6 @@ mod tests {
             fsname: "a,b\\c".into(),
             subtype: "plyfs".into(),
         }
-    }
-
-    #[test]
-    fn the_helper_gets_escaped_names_and_known_flags() {
-        let expected = "ro,nodev,default_permissions,allow_other,max_read=65536,fsname=a\\,b\\\\c,subtype=plyfs";
-        assert_eq!(helper_options(&options()), OsStr::new(expected));
     }
 
     #[test]

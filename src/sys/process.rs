@@ -324,6 +324,12 @@ pub fn is_executable(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
+/// Whether this process may make entries in a directory, by its real user as setuid programs ask.
+#[must_use]
+pub fn may_write(directory: &Path) -> bool {
+    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
 /// Opens a device for reading and writing.
 ///
 /// # Errors

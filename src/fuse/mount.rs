@@ -113,20 +113,13 @@ pub fn prepare(options: &MountOptions) -> Result<Prepared<'_>, SetupError> {
             return Ok(Prepared { options, to, reopenable: may_open_device() });
         }
     };
-    let refuse = |reason: String| SetupError::path("mountpoint", path, reason);
-    let absolute = path.canonicalize().map_err(|error| {
-        let hint = if error.raw_os_error() == Some(libc::ENOTCONN) {
-            "; a mount whose server has died is in the way: `fusermount3 -u` removes it"
-        } else {
-            ""
+    let absolute = directory(path).map_err(|error| {
+        let hint = match error.raw_os_error() {
+            Some(libc::ENOTCONN) => "; a mount whose server has died is in the way: `fusermount3 -u` removes it",
+            _ => "",
         };
-        refuse(process::reason(&error) + hint)
+        SetupError::path("mountpoint", path, process::reason(&error) + hint)
     })?;
-    match absolute.metadata() {
-        Ok(metadata) if metadata.is_dir() => {}
-        Ok(_) => return Err(refuse("Not a directory".into())),
-        Err(error) => return Err(refuse(process::reason(&error))),
-    }
     if let Err(error) = std::fs::symlink_metadata(DEVICE) {
         return Err(no_device(&error));
     }
@@ -307,6 +300,12 @@ impl Drop for MountPoint {
             log::debug!("{}: {error}", self.path.display());
         }
     }
+}
+
+/// The absolute path of a directory, without symlinks.
+fn directory(path: &Path) -> io::Result<PathBuf> {
+    let absolute = path.canonicalize()?;
+    if absolute.metadata()?.is_dir() { Ok(absolute) } else { Err(io::Error::from_raw_os_error(libc::ENOTDIR)) }
 }
 
 /// The error for a missing or useless device.

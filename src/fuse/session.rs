@@ -17,8 +17,9 @@ use crate::sys::process::{self, Detach, Signals};
 /// How long the users of a mount that was pulled off under them may go on before the process ends.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long the session may take to tidy up after an unmount that succeeded.
-const TIDYING: Duration = Duration::from_secs(10);
+/// How long the session may take to end after an unmount that succeeded. A copy of the mount in another namespace (a
+/// container that was started meanwhile) would keep it alive.
+const TIDYING: Duration = Duration::from_secs(3);
 
 /// How the server is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,12 +14,15 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::cli::daemon::{Ready, Side};
 use crate::cli::high::{Caller, HighArgs};
 use crate::cli::low::LowArgs;
+use crate::fuse::adapter::{Adapter, Policy};
 use crate::fuse::mount::{self, Target};
-use crate::fuse::session::{self, Layout};
+use crate::fuse::{server, session};
+use crate::overlay::Overlay;
 use crate::sys::process::{self, Inherited, Signals};
 
 /// Runs the program with a command line, its own name first.
@@ -76,28 +79,21 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
     }
     process::clear_umask();
     let prepared = mount::prepare(&args.mount)?;
-    let union = Union::open(args)?;
+    let overlay = Arc::new(Overlay::new(&args.config)?);
     // A signal from here on waits until somebody can unmount.
     let signals = Signals::hold_leave_requests()?;
     let mounted = prepared.attach()?;
-    let threads = args.serving.threads.unwrap_or_else(default_threads);
-    let layout = Layout { threads, clone_fd: args.serving.clone_fd };
-    let filesystem = union.filesystem(&mounted)?;
-    let serving = session::serve(filesystem, mounted, layout, signals, |_notifier| {}, || ready.tell());
-    serving.map_err(|error| process::reason(&error).into())
-}
-
-/// Stands where the union will.
-struct Union;
-
-impl Union {
-    fn open(_args: &HighArgs) -> Result<Union, crate::overlay::SetupError> {
-        Ok(Union)
-    }
-
-    fn filesystem(self, mounted: &mount::Mounted) -> io::Result<crate::fuse::standin::EmptyRoot> {
-        mounted.duplicate_device().map(|_device| crate::fuse::standin::EmptyRoot)
-    }
+    let serving = &args.serving;
+    let policy = serving.timeout.map_or_else(Policy::default, Policy::lasting);
+    let options = server::Options {
+        threads: serving.threads.unwrap_or_else(default_threads),
+        own_queues: serving.clone_fd,
+        writeback: serving.writeback.unwrap_or(false),
+        ..server::Options::default()
+    };
+    let adapter = Adapter::new(overlay, policy);
+    let served = session::serve(adapter, mounted, options, signals, |_notifier| {}, || ready.tell());
+    served.map_err(|error| process::reason(&error).into())
 }
 
 /// As many readers as keep a slow request from holding up quick ones; more only wake each other.

@@ -9,9 +9,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, Filesystem, Notifier, Session, SessionACL};
+use fuser::Notifier;
 
+use crate::fuse::adapter::Adapter;
 use crate::fuse::mount::{MountPoint, Mounted};
+use crate::fuse::server::{Options, Server};
 use crate::sys::process::{self, Detach, Signals};
 
 /// How long the users of a mount that was pulled off under them may go on before the process ends.
@@ -20,15 +22,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long the session may take to end after an unmount that succeeded. A copy of the mount in another namespace (a
 /// container that was started meanwhile) would keep it alive.
 const TIDYING: Duration = Duration::from_secs(3);
-
-/// How the server is laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// How many threads read requests; at least 1.
-    pub threads: usize,
-    /// Whether each has its own descriptor of the device.
-    pub clone_fd: bool,
-}
 
 /// What the main thread waits for.
 enum Event {
@@ -47,23 +40,18 @@ enum Event {
 ///
 /// # Errors
 /// The handshake fails, the mount goes away before it has answered, the connection breaks, or `on_ready`'s own.
-pub fn serve<F: Filesystem + 'static>(
-    filesystem: F,
+pub fn serve(
+    adapter: Adapter,
     mounted: Mounted,
-    layout: Layout,
+    mut options: Options,
     signals: Signals,
     on_session: impl FnOnce(Notifier),
     on_ready: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let reopenable = mounted.reopenable();
-    let (device, mut point) = mounted.into_parts();
-    // The kernel itself keeps other users out unless allow_other is given; a second check here would only cost.
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(layout.threads.max(1));
     // Each clone opens the device by its path.
-    config.clone_fd = layout.clone_fd && layout.threads > 1 && reopenable;
-    let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
+    options.own_queues &= mounted.reopenable();
+    let (device, mut point) = mounted.into_parts();
+    let session = Server::new(adapter, device, options)?;
     on_session(session.notifier());
 
     let (sender, events) = mpsc::channel();

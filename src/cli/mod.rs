@@ -30,6 +30,7 @@ use crate::sys::process::{self, Inherited, Signals};
 pub fn run(line: Vec<OsString>) -> ExitCode {
     // First of all: what is open now is not ours.
     let mut inherited = Inherited::at_start();
+    process::notice_children();
     let name = line.first().map(Path::new).and_then(Path::file_name).unwrap_or(OsStr::new("plyfs")).to_owned();
     let low = match LowArgs::parse_line(line) {
         Ok(low) => low,

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use crate::fuse::fusermount;
 use crate::overlay::SetupError;
-use crate::sys::process::{self, Detach, MountFlags, MountId};
+use crate::sys::errand::{self, Detach};
+use crate::sys::process::{self, MountFlags, MountId};
 
 /// The device behind every FUSE mount.
 const DEVICE: &str = "/dev/fuse";
@@ -248,7 +249,7 @@ impl MountPoint {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         match &self.helper {
-            None => process::unmount(&self.path, how)?,
+            None => errand::unmount(&self.path, how)?,
             Some(helper) => fusermount::detach(helper, &self.path, how)?,
         }
         self.attached = false;
@@ -283,7 +284,7 @@ impl Emergency {
     /// Takes the mount out of the tree and fails whatever waits for its server.
     pub fn pull(&self) {
         let pulled = match &self.helper {
-            None => process::unmount(&self.path, Detach::Forcibly),
+            None => errand::unmount(&self.path, Detach::Forcibly),
             Some(helper) => fusermount::detach(helper, &self.path, Detach::Forcibly),
         };
         if let Err(error) = pulled {

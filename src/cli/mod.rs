@@ -90,7 +90,7 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         threads: serving.threads.unwrap_or_else(default_threads),
         own_queues: serving.clone_fd,
         writeback: serving.writeback.unwrap_or(false),
-        ..server::Options::default()
+        acl: serving.acl,
     };
     let adapter = Adapter::new(overlay, policy);
     let served = session::serve(adapter, mounted, options, signals, |_notifier| {}, || ready.tell());

@@ -116,7 +116,9 @@ pub fn prepare(options: &MountOptions) -> Result<Prepared<'_>, SetupError> {
     };
     let absolute = directory(path).map_err(|error| {
         let hint = match error.raw_os_error() {
-            Some(libc::ENOTCONN) => "; a mount whose server has died is in the way: `fusermount3 -u` removes it",
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+                "; a mount whose server has died is in the way: `fusermount3 -u` removes it"
+            }
             _ => "",
         };
         SetupError::path("mountpoint", path, process::reason(&error) + hint)

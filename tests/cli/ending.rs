@@ -1,7 +1,7 @@
 //! From the moment the caller is let go to the end of the mount, whoever brings it about.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -173,6 +173,54 @@ fn a_signal_takes_a_busy_mount_away_from_its_users() {
 }
 
 #[test]
+fn what_was_written_survives_a_signal_to_a_busy_mount() {
+    need_mounts!();
+    let place = Place::new();
+    let daemon = place.mount("writeback=1");
+    let mut file = fs::File::create(place.merged().join("new")).unwrap();
+    let data = vec![7; 1 << 20];
+    file.write_all(&data).unwrap();
+    kill(daemon, "TERM");
+    assert!(eventually(|| place.is_gone()));
+    assert!(fs::read(place.path("upper/new")).unwrap() == data);
+}
+
+#[test]
+fn it_can_be_killed_at_any_moment() {
+    need_mounts!();
+    for delay in 0..40 {
+        let place = Place::new();
+        let mut starting = place.command("writeback=1").arg("-f").stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(delay * 150));
+        kill(starting.id(), "KILL");
+        starting.wait().unwrap();
+        assert!(eventually(|| place.daemon().is_none()), "killed while it starts");
+        sh(&format!("umount -l '{}' 2>/dev/null || true", place.merged().display()));
+
+        let daemon = place.mount("writeback=1");
+        let mut file = fs::File::create(place.merged().join("new")).unwrap();
+        file.write_all(&[7; 100_000]).unwrap();
+        kill(daemon, "TERM");
+        std::thread::sleep(Duration::from_micros(delay * 100));
+        kill(daemon, "KILL");
+        assert!(eventually(|| place.daemon().is_none()), "killed while it leaves");
+    }
+}
+
+#[test]
+fn a_caller_that_ignores_its_children_is_no_trouble() {
+    need_mounts!();
+    let place = Place::new();
+    // An ignored SIGCHLD is inherited, and takes away the status of every child.
+    let output =
+        Command::new("perl").args(["-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV", "sh", "-c", &place.words()]).output();
+    need!(output.is_ok(), "no perl");
+    assert!(place.line().is_some());
+    kill(place.daemon().unwrap(), "TERM");
+    assert!(eventually(|| place.is_gone()));
+}
+
+#[test]
 fn an_aborted_connection_leaves_no_dead_mount() {
     need_mounts!();
     let place = Place::new();
@@ -194,7 +242,7 @@ fn a_dead_mount_in_the_way_is_explained() {
     assert!(eventually(|| place.daemon().is_none()));
     let output = place.command("").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let hint = "Transport endpoint is not connected; a mount whose server has died";
+    let hint = "; a mount whose server has died is in the way";
     assert!(said(&output).contains(hint), "{}", said(&output));
 }
 

@@ -61,7 +61,7 @@ pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
 }
 
 pub fn kill(pid: u32, signal: &str) {
-    Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().unwrap();
+    Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).output().unwrap();
 }
 
 pub fn said(output: &Output) -> String {
@@ -185,7 +185,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if self.line().is_some() {
-            Command::new("umount").arg("-l").arg(self.merged()).status().ok();
+            Command::new("umount").arg("-l").arg(self.merged()).output().ok();
         }
         if let Some(daemon) = self.daemon() {
             kill(daemon, "KILL");

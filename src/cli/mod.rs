@@ -21,6 +21,7 @@ use crate::cli::high::{Caller, HighArgs};
 use crate::cli::low::LowArgs;
 use crate::fuse::adapter::{Adapter, Policy};
 use crate::fuse::mount::{self, Target};
+use crate::fuse::notices::Notices;
 use crate::fuse::{server, session};
 use crate::overlay::Overlay;
 use crate::sys::process::{self, Inherited, Signals};
@@ -92,8 +93,13 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         writeback: serving.writeback.unwrap_or(false),
         acl: serving.acl,
     };
-    let adapter = Adapter::new(overlay, policy);
-    let served = session::serve(adapter, mounted, options, signals, |_notifier| {}, || ready.tell());
+    let adapter = Adapter::new(overlay.clone(), policy);
+    let watch = |notifier| {
+        if let Err(errno) = overlay.watch(Notices::new(notifier)) {
+            log::warn!("layers cannot be watched ({errno}): what is told lasts a second");
+        }
+    };
+    let served = session::serve(adapter, mounted, options, signals, watch, || ready.tell());
     served.map_err(|error| process::reason(&error).into())
 }
 

@@ -219,7 +219,14 @@ impl Overlay {
         Ok(())
     }
 
-    fn xattr_changed(&self, node: &Node, name: &OsStr) {
+    fn xattr_changed(&self, node: &Arc<Node>, name: &OsStr) {
+        let noted = self.with_real(node, |at, _| {
+            self.note_change(node, at);
+            Ok(())
+        });
+        if let Err(errno) = noted {
+            log::debug!("node {}: {errno}", node.id);
+        }
         if name == sys::ACL_DEFAULT
             && let Some(dir) = &node.dir
         {

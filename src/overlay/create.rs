@@ -91,7 +91,7 @@ impl Overlay {
             (What::Link(_), _) => self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?,
             _ => Found::new(sys::stat(At::Name(target.dir, name))?, UPPER),
         };
-        let entry = self.enter(&parent, name, found)?;
+        let entry = self.enter_new(&parent, name, found)?;
         if let Some(file) = file {
             self.keep_open(&entry, Arc::new(file));
         }

@@ -96,14 +96,14 @@ impl Overlay {
     ) -> Result<()> {
         let dir = self.dir_fd(parent, UPPER)?;
         let mut state = node.map(|node| node.state.write());
-        if let Some(state) = &mut state
+        if let (Some(node), Some(state)) = (node, &mut state)
             && state.place.is(parent, name)
         {
             let real = match found.layer {
                 UPPER => dir.clone(),
                 layer => self.dir_fd(parent, layer)?,
             };
-            self.pin_object(state, real.as_fd(), name)?;
+            self.pin_object(node, state, real.as_fd(), name)?;
         }
         if found.layer != UPPER {
             self.make_whiteout(dir.as_fd(), name)?;

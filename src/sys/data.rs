@@ -15,7 +15,13 @@ pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match retry_on_intr(|| io::pread(fd, &mut *rest, offset + done as u64)) {
             Ok(0) => break,
-            Ok(n) => done += n,
+            Ok(n) => {
+                done += n;
+                // Within a page only the end of the file cuts a read short: no second call to be told so.
+                if done % 4096 != 0 {
+                    break;
+                }
+            }
             Err(_) if done > 0 => break,
             Err(errno) => return Err(errno.into()),
         }

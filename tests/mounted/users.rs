@@ -1,0 +1,101 @@
+//! A union of a user without rights, over fusermount3 and in a user namespace.
+
+use crate::support::nobody::{Way, missing, script};
+use crate::support::skipped;
+
+fn both_ways(prepare: &str, what: &str) {
+    for way in [Way::Fusermount, Way::Namespace] {
+        match missing(way) {
+            Some(why) => skipped(why),
+            None => drop(script(way, prepare, what)),
+        }
+    }
+}
+
+#[test]
+fn a_plain_user_mounts_and_works() {
+    both_ways(
+        "",
+        "mkdir lower/dir; echo old > lower/dir/file; echo gone > lower/dir/gone; ln -s file lower/dir/link
+        union
+        [ \"$(cat merged/dir/link)\" = old ]
+        echo new >> merged/dir/file; [ \"$(cat upper/dir/file)\" = \"$(printf 'old\\nnew')\" ]
+        rm merged/dir/gone; [ \"$(stat -c '%F %t %T' upper/dir/gone)\" = 'character special file 0 0' ]
+        rm -r merged/dir; mkdir merged/dir; [ -z \"$(ls merged/dir)\" ]
+        ln merged/dir/../dir/x merged/y 2>/dev/null && exit 1
+        touch merged/dir/x; ln merged/dir/x merged/y; [ merged/y -ef merged/dir/x ]
+        leave; union
+        [ \"$(ls merged/dir)\" = x ]",
+    );
+}
+
+#[test]
+fn a_file_created_read_only_is_writable_through_its_descriptor() {
+    both_ways(
+        "",
+        "union
+        (umask 0377; exec 3> merged/new; echo one >&3; sync -f merged; echo two >&3)
+        [ \"$(stat -c %a merged/new)\" = 400 ]
+        [ \"$(cat merged/new)\" = \"$(printf 'one\\ntwo')\" ]
+        leave; [ \"$(wc -l < upper/new)\" = 2 ]",
+    );
+}
+
+#[test]
+fn a_mode_taken_away_does_not_stop_an_open_descriptor() {
+    both_ways(
+        "",
+        "echo one > lower/file; union
+        exec 3>> merged/file; chmod 0 merged/file; echo two >&3; exec 3>&-
+        chmod 600 merged/file; [ \"$(wc -l < merged/file)\" = 2 ]",
+    );
+}
+
+#[test]
+fn an_unlinked_file_of_mode_0_stays_open() {
+    both_ways(
+        "",
+        "echo one > lower/file; union
+        exec 3<> merged/file; chmod 0 merged/file; rm -f merged/file; echo two >&3; exec 4< /proc/self/fd/3 || true
+        exec 3>&-; [ ! -e merged/file ]",
+    );
+}
+
+#[test]
+fn read_only_files_and_directories_of_the_user_can_be_changed_by_their_owner() {
+    // sed -i, chmod a-rw and mkdir 0555 as package builds do them.
+    both_ways(
+        "",
+        "mkdir lower/dir; echo text > lower/dir/file; chmod 444 lower/dir/file; chmod 555 lower/dir; union
+        chmod 755 merged/dir; sed -i s/text/other/ merged/dir/file; [ \"$(cat merged/dir/file)\" = other ]
+        mkdir -m 0555 merged/new; chmod 700 merged/new; touch merged/new/x; chmod a-rw merged/new/x; rm -f merged/new/x
+        chmod 755 lower/dir",
+    );
+}
+
+#[test]
+fn a_lower_file_that_is_not_the_users_can_be_removed_and_replaced() {
+    both_ways(
+        "mkdir -p system/dir; echo root > system/dir/file; chmod 755 system system/dir; chmod 444 system/dir/file
+        chown 65534:65534 system/dir system",
+        "LOWERS=system; union
+        [ \"$(cat merged/dir/file)\" = root ]
+        ! (echo x >> merged/dir/file) 2>/dev/null
+        echo mine > merged/dir/new; mv -f merged/dir/new merged/dir/file; [ \"$(cat merged/dir/file)\" = mine ]
+        rm -f merged/dir/file; [ ! -e merged/dir/file ]",
+    );
+}
+
+#[test]
+fn the_daemon_of_a_plain_user_leaves_with_its_mount() {
+    match missing(Way::Fusermount) {
+        Some(why) => skipped(why),
+        None => drop(script(
+            Way::Fusermount,
+            "",
+            "union; [ \"$SUBJECT\" = kernel ] && exit 0
+            pid=$(pgrep -u 65534 -f \"plyfs -o lowerdir=lower,upperdir=upper,workdir=work merged\" | head -n 1)
+            leave; for i in $(seq 50); do [ -e /proc/$pid/exe ] || exit 0; sleep 0.1; done; exit 1",
+        )),
+    }
+}

@@ -231,7 +231,7 @@ fn nothing_is_left_in_the_workdir() {
         append(union.merged(format!("dir/file{i}")), "x");
         fs::remove_file(union.merged(format!("dir/file{}", i + 10))).unwrap();
     }
-    OpenOptions::new().write(true).create(true).mode(0o600).open(union.merged("new")).unwrap();
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(union.merged("new")).unwrap();
     let layers = union.unmount();
     // The kernel keeps a spare whiteout there, to be linked into place; the next mount clears it.
     let left = sh(layers.root(), "cd work && find work -mindepth 1 ! -path 'work/incompat*' ! -type c");

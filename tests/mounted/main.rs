@@ -2,6 +2,8 @@
 //!
 //! `SUBJECT=kernel cargo test --test mounted` asks the kernel's overlay the same questions.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

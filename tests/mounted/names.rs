@@ -23,7 +23,7 @@ fn names_of_255_bytes() {
     fs::remove_file(union.merged(&lower)).unwrap();
     assert!(is_whiteout(union.upper(&lower)));
     fs::rename(union.merged(&new), union.merged(&lower)).unwrap();
-    assert_eq!(names(union.merged("")), [lower.clone()]);
+    assert_eq!(names(union.merged("")), [lower.as_str()]);
     assert_eq!(errno(fs::write(union.merged("x".repeat(256)), "")), libc::ENAMETOOLONG);
 }
 

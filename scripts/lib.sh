@@ -62,7 +62,7 @@ need_rust() {
             if have rustup; then
                 rustup -q toolchain install stable --profile minimal && rustup -q default stable
             else
-                curl -sSf --proto '=https' https://sh.rustup.rs | sh -s -- -y -q --profile minimal --no-modify-path
+                curl -sSf --proto '=https' https://static.rust-lang.org/rustup/rustup-init.sh | sh -s -- -y -q --profile minimal --no-modify-path
             fi
         fi
     fi

@@ -7,6 +7,12 @@ export PATH
 say() { printf '\n== %s\n' "$*"; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# quietly COMMAND...: its output only when it fails.
+quietly() {
+    local output
+    output=$("$@" 2>&1) || { printf '%s\n' "$output" >&2; return 1; }
+}
+
 # as_root COMMAND...: as root, or with sudo, or not at all.
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; elif have sudo; then sudo "$@"; else return 1; fi
@@ -26,11 +32,11 @@ install_missing() {
     fi
     say "installing ${missing[*]}"
     if [ -z "${lists_updated:-}" ]; then
-        as_root apt-get update -qq || echo "apt-get update failed; going on with the lists that are there" >&2
+        quietly as_root apt-get update -qq || echo "apt-get update failed; going on with the lists that are there" >&2
         lists_updated=yes
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" \
-        >/dev/null || echo "not everything could be installed: ${missing[*]}" >&2
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
+        echo "not everything could be installed: ${missing[*]}" >&2
     missing=()
 }
 
@@ -60,9 +66,10 @@ need_rust() {
         if ! have cargo || ! at_least "$wanted" "$(cargo_version)"; then
             say "installing Rust with rustup, as $(id -un)"
             if have rustup; then
-                rustup -q toolchain install stable --profile minimal && rustup -q default stable
+                quietly rustup toolchain install stable --profile minimal && quietly rustup default stable
             else
-                curl -sSf --proto '=https' https://static.rust-lang.org/rustup/rustup-init.sh | sh -s -- -y -q --profile minimal --no-modify-path
+                curl -sSf --proto '=https' https://static.rust-lang.org/rustup/rustup-init.sh |
+                    quietly sh -s -- -y --profile minimal --no-modify-path
             fi
         fi
     fi
@@ -71,8 +78,8 @@ need_rust() {
     for component in "$@"; do
         cargo "${component#cargo-}" --version >/dev/null 2>&1 && continue
         case "$component" in
-            cargo-fmt) if have rustup; then rustup -q component add rustfmt; else missing+=(rustfmt); fi ;;
-            cargo-clippy) if have rustup; then rustup -q component add clippy; else missing+=(rust-clippy); fi ;;
+            cargo-fmt) if have rustup; then quietly rustup component add rustfmt; else missing+=(rustfmt); fi ;;
+            cargo-clippy) if have rustup; then quietly rustup component add clippy; else missing+=(rust-clippy); fi ;;
         esac
     done
     install_missing

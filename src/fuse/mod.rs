@@ -1,1 +1,5 @@
-//! The thin FUSE adapter: the only importer of fuser.
+//! FUSE: the only importer of fuser.
+
+pub mod adapter;
+pub mod server;
+pub mod wire;

@@ -22,10 +22,17 @@ pub struct Policy {
     pub attributes: Duration,
 }
 
+impl Policy {
+    /// Everything for the same time.
+    #[must_use]
+    pub fn lasting(lifetime: Duration) -> Policy {
+        Policy { entries: lifetime, absences: lifetime, attributes: lifetime }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Policy {
-        let second = Duration::from_secs(1);
-        Policy { entries: second, absences: second, attributes: second }
+        Policy::lasting(Duration::from_secs(1))
     }
 }
 

@@ -1,5 +1,8 @@
 //! FUSE: the only importer of fuser.
 
 pub mod adapter;
+mod fusermount;
+pub mod mount;
 pub mod server;
+pub mod session;
 pub mod wire;

@@ -39,6 +39,8 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
 pub struct Options {
     /// How many threads answer requests; at least one.
     pub threads: usize,
+    /// Whether each thread has its own queue of the connection.
+    pub own_queues: bool,
     /// Whether the kernel gathers writes before it sends them.
     pub writeback: bool,
     /// Whether POSIX ACLs are honoured.
@@ -47,7 +49,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 4, writeback: false, acl: true }
+        Options { threads: 4, own_queues: true, writeback: false, acl: true }
     }
 }
 
@@ -57,7 +59,7 @@ pub struct Server {
     adapter: Arc<Adapter>,
     device: Arc<OwnedFd>,
     session: Session<Handshake>,
-    threads: usize,
+    options: Options,
 }
 
 /// What fuser asks at the handshake. It never gets to see a request.
@@ -90,7 +92,7 @@ impl Server {
         let own = device.try_clone()?;
         // The kernel enforces who may use the mount (`allow_other`).
         let session = Session::from_fd(Handshake(options), device, SessionACL::All, Config::default())?;
-        Ok(Server { adapter: Arc::new(adapter), device: Arc::new(own), session, threads: options.threads.max(1) })
+        Ok(Server { adapter: Arc::new(adapter), device: Arc::new(own), session, options })
     }
 
     /// With this the kernel is told of changes that it does not know of.
@@ -105,7 +107,7 @@ impl Server {
     /// When no thread can be started.
     pub fn run(&self) -> io::Result<()> {
         std::thread::scope(|scope| {
-            for n in 1..self.threads {
+            for n in 1..self.options.threads {
                 let worker = Worker::new(&self.adapter, self.queue());
                 std::thread::Builder::new().name(format!("plyfs-{n}")).spawn_scoped(scope, move || worker.serve())?;
             }
@@ -116,6 +118,9 @@ impl Server {
 
     /// A queue of its own for a thread, or the common one where the kernel refuses.
     fn queue(&self) -> Arc<OwnedFd> {
+        if !self.options.own_queues {
+            return self.device.clone();
+        }
         let own = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(Errno::from).and_then(|new| {
             sys::clone_fuse_device(new.as_fd(), self.device.as_fd())?;
             Ok(new)

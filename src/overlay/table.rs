@@ -148,11 +148,6 @@ impl Table {
     pub fn len(&self) -> usize {
         self.inner.lock().slots.len()
     }
-
-    /// Calls `f` for every node, a copy of the table's list at this moment.
-    pub fn nodes(&self) -> Vec<Arc<Node>> {
-        self.inner.lock().slots.values().map(|slot| slot.node.clone()).collect()
-    }
 }
 
 impl Inner {

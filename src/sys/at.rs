@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags};
 use rustix::io::retry_on_intr;
@@ -367,10 +367,4 @@ pub fn statfs(fd: impl AsFd) -> Result<FsStat> {
         frsize: narrow(s.f_frsize),
         namelen: narrow(s.f_namemax),
     })
-}
-
-/// The bytes of a name, for messages.
-#[must_use]
-pub fn lossy(name: &OsStr) -> std::borrow::Cow<'_, str> {
-    String::from_utf8_lossy(name.as_bytes())
 }

@@ -13,6 +13,7 @@ mod data;
 mod dents;
 mod handle;
 mod ioctl;
+pub mod process;
 mod xattr;
 
 pub use acl::{ACL_ACCESS, ACL_DEFAULT, Acl};

@@ -44,7 +44,7 @@ step() { # NAME COMMAND...
 traces() {
     findmnt -rno TARGET,FSTYPE | grep -i 'plyfs' || true
     find /tmp /dev/shm -maxdepth 1 -name 'plyfs-*' 2>/dev/null || true
-    pgrep -ax plyfs || true
+    pgrep -ax plyfs | grep -v defunct || true # one that has ended is gone
     losetup -l -n -O BACK-FILE 2>/dev/null | grep plyfs || true
 }
 

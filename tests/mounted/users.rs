@@ -1,5 +1,6 @@
 //! A union of a user without rights, over fusermount3 and in a user namespace.
 
+use crate::plyfs_only;
 use crate::support::nobody::{Way, missing, script};
 use crate::support::skipped;
 
@@ -88,14 +89,15 @@ fn a_lower_file_that_is_not_the_users_can_be_removed_and_replaced() {
 
 #[test]
 fn the_daemon_of_a_plain_user_leaves_with_its_mount() {
+    plyfs_only!();
     match missing(Way::Fusermount) {
         Some(why) => skipped(why),
         None => drop(script(
             Way::Fusermount,
             "",
-            "union; [ \"$SUBJECT\" = kernel ] && exit 0
-            pid=$(pgrep -u 65534 -f \"plyfs -o lowerdir=lower,upperdir=upper,workdir=work merged\" | head -n 1)
-            leave; for i in $(seq 50); do [ -e /proc/$pid/exe ] || exit 0; sleep 0.1; done; exit 1",
+            "plyfs -o fsname=mine$$,lowerdir=lower,upperdir=upper,workdir=work merged
+            pid=$(pgrep -f fsname=mine$$); readlink /proc/$pid/exe
+            leave; for i in $(seq 50); do readlink /proc/$pid/exe || exit 0; sleep 0.1; done; exit 1",
         )),
     }
 }

@@ -233,7 +233,7 @@ impl Union {
             return Err(format!("unmounting failed: {}{}", text(&output), text(&lazily)));
         }
         let Some(daemon) = self.daemon else { return Ok(()) };
-        match eventually(Duration::from_secs(10), || !Path::new(&format!("/proc/{daemon}/mem")).exists()) {
+        match eventually(Duration::from_secs(10), || !runs(daemon)) {
             true => Ok(()),
             false => Err("the daemon stayed after its mount had gone".to_owned()),
         }
@@ -273,6 +273,11 @@ fn daemon_of(target: &Path) -> u32 {
         (first == PLYFS && words.any(|word| word.trim_end_matches('/') == wanted)).then_some(pid)
     });
     found.unwrap_or_else(|| panic!("no daemon serves {wanted}"))
+}
+
+/// Whether a process is there and has not ended; one that nobody has waited for yet has ended.
+pub fn runs(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 /// Tries until it holds or the time is over.

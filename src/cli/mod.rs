@@ -30,6 +30,7 @@ use crate::sys::process::{self, Inherited, Signals};
 pub fn run(line: Vec<OsString>) -> ExitCode {
     // First of all: what is open now is not ours.
     let mut inherited = Inherited::at_start();
+    process::notice_children();
     let name = line.first().map(Path::new).and_then(Path::file_name).unwrap_or(OsStr::new("plyfs")).to_owned();
     let low = match LowArgs::parse_line(line) {
         Ok(low) => low,
@@ -89,7 +90,7 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         threads: serving.threads.unwrap_or_else(default_threads),
         own_queues: serving.clone_fd,
         writeback: serving.writeback.unwrap_or(false),
-        ..server::Options::default()
+        acl: serving.acl,
     };
     let adapter = Adapter::new(overlay, policy);
     let served = session::serve(adapter, mounted, options, signals, |_notifier| {}, || ready.tell());

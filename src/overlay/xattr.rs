@@ -171,7 +171,11 @@ impl Overlay {
     pub fn getxattr(&self, id: super::NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(id)?;
         let name = self.namespace.escape(name);
-        self.with_real(&node, |at, _| sys::get_xattr(at, &name))
+        match self.with_real(&node, |at, _| sys::get_xattr(at, &name)) {
+            // A layer without ACLs has none to show; to the kernel, any other error would mean that nobody may look.
+            Err(Errno::ENOTSUP) if name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT => Err(Errno::ENODATA),
+            result => result,
+        }
     }
 
     /// The names of the attributes that the caller may see, each ended by a NUL.

@@ -11,6 +11,7 @@ mod acl;
 mod at;
 mod data;
 mod dents;
+pub mod errand;
 mod handle;
 mod ioctl;
 pub mod process;

@@ -38,15 +38,17 @@ PATH=$(dirname "$plyfs"):$PATH
 screen=$(sed -n '/^```console$/,/^```$/ s/^\$ //p' README.md)
 cd "$dir"
 say "the README's union, in $dir"
+bold= plain=
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
 while IFS= read -r command <&3; do
-    printf '\033[1m$ %s\033[0m\n' "$command"
-    case "$command" in
-        fusermount3*)
-            say "the layers at the end: the lowers as they were, every change in the upper"
-            ls -l lower1 lower1/dir1 lower2 lower2/dir1 lower2/dir4 upper upper/dir1 upper/dir4
-            say "unmounting"
-            ;;
-    esac
+    if [[ $command == fusermount3* ]]; then
+        say "the layers at the end: the lowers as they were, every change in the upper"
+        ls -l lower1 lower1/dir1 lower2 lower2/dir1 lower2/dir4 upper upper/dir1 upper/dir4
+        say "unmounting"
+    fi
+    printf '%s$ %s%s\n' "$bold" "$command" "$plain"
     eval "$command"
+    # What is put into a layer shows within a second.
+    if [[ $command == *"> upper"* || $command == *"> lower"* ]] && mountpoint -q merged; then sleep 1; fi
 done 3<<<"$screen"
 say "done; the same on directories of yours: scripts/demo.sh -o lowerdir=A:B,upperdir=U,workdir=W MERGED"

@@ -21,6 +21,8 @@ pub const BIG: u64 = 500_000_000;
 pub enum Layers {
     /// The user's own, or three that share directories and hold 60,000 files together.
     Tree,
+    /// The generated three, on another file system than the upper.
+    TreeElsewhere,
     /// One file of 500 MB, on the same file system as the upper.
     Big,
     /// The same on another file system, so that nothing can be shared.
@@ -59,9 +61,10 @@ impl Fixtures {
                 read_once(&plan.lowers)?;
                 plan.lowers.clone()
             }
-            Layers::Tree => self.tree(plan)?,
-            Layers::Big => vec![self.big("big", plan)?],
-            Layers::BigElsewhere => vec![self.big_elsewhere(plan)?],
+            Layers::Tree => tree_layers(&self.base, plan)?,
+            Layers::TreeElsewhere => tree_layers(&self.elsewhere("tree")?, plan)?,
+            Layers::Big => vec![big(&self.base, plan)?],
+            Layers::BigElsewhere => vec![big(&self.elsewhere("big")?, plan)?],
             Layers::Source => vec![self.source(plan)?],
             Layers::Project => vec![self.project(plan)?],
             Layers::Stacked(depth) => self.stacked(depth, plan)?,
@@ -83,37 +86,13 @@ impl Fixtures {
         self.names.insert(set, Rc::new(names));
     }
 
-    /// 20 x 30 directories with 100 files of 0.2 to 8 KiB each: two thirds in the lowest layer, the rest above it.
-    fn tree(&self, plan: &Plan) -> Result<Vec<PathBuf>> {
-        let layers: Vec<PathBuf> = (0..3).map(|n| self.base.join(format!("tree{n}"))).collect();
-        let mut random = Random::new(1);
-        let files = plan.scaled(60_000);
-        for n in 0..files {
-            let layer = [2, 2, 2, 2, 1, 0][(n % 6) as usize];
-            let group = n / 100;
-            let directory = layers[layer].join(format!("d{:02}/s{:02}", group / 30, group % 30));
-            if n % 100 < 6 {
-                fs::create_dir_all(&directory)?;
-            }
-            let length = 200 + random.below(8000) as usize;
-            write(&directory.join(format!("file{:02}.dat", n % 100)), &random.bytes(length))?;
-        }
-        Ok(layers)
-    }
-
-    fn big(&self, name: &str, plan: &Plan) -> Result<PathBuf> {
-        let layer = self.base.join(name);
-        fs::create_dir_all(&layer)?;
-        write(&layer.join("big.bin"), &Random::new(2).bytes(plan.scaled(BIG) as usize))?;
-        Ok(layer)
-    }
-
-    fn big_elsewhere(&self, plan: &Plan) -> Result<PathBuf> {
-        let place = self.base.join("elsewhere");
+    /// A directory on a file system that shares nothing with the upper's.
+    fn elsewhere(&self, name: &str) -> Result<PathBuf> {
+        let place = self.base.join("elsewhere").join(name);
         fs::create_dir_all(&place)?;
         rustix::mount::mount("tmpfs", &place, "tmpfs", MountFlags::empty(), c"mode=755")
-            .map_err(|error| format!("no tmpfs for a layer on another file system: {error}"))?;
-        self.big("elsewhere/big", plan)
+            .map_err(|error| format!("no tmpfs for layers on another file system: {error}"))?;
+        Ok(place)
     }
 
     fn source(&self, plan: &Plan) -> Result<PathBuf> {
@@ -194,6 +173,30 @@ impl Fixtures {
         }
         Ok(layer)
     }
+}
+
+/// 20 x 30 directories with 100 files of 0.2 to 8 KiB each: two thirds in the lowest layer, the rest above it.
+fn tree_layers(base: &Path, plan: &Plan) -> Result<Vec<PathBuf>> {
+    let layers: Vec<PathBuf> = (0..3).map(|n| base.join(format!("tree{n}"))).collect();
+    let mut random = Random::new(1);
+    for n in 0..plan.scaled(60_000) {
+        let layer = [2, 2, 2, 2, 1, 0][(n % 6) as usize];
+        let group = n / 100;
+        let directory = layers[layer].join(format!("d{:02}/s{:02}", group / 30, group % 30));
+        if n % 100 < 6 {
+            fs::create_dir_all(&directory)?;
+        }
+        let length = 200 + random.below(8000) as usize;
+        write(&directory.join(format!("file{:02}.dat", n % 100)), &random.bytes(length))?;
+    }
+    Ok(layers)
+}
+
+fn big(base: &Path, plan: &Plan) -> Result<PathBuf> {
+    let layer = base.join("big");
+    fs::create_dir_all(&layer)?;
+    write(&layer.join("big.bin"), &Random::new(2).bytes(plan.scaled(BIG) as usize))?;
+    Ok(layer)
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {

@@ -52,6 +52,7 @@ pub static MARKS: &[Mark] = &[
     ratio("mkdir", 4.0, 6.2),
     ratio("create2", 3.5, 7.0),
     ratio("whiteout", 3.5, 11.0),
+    // Set where the kernel syncs each copy, so not for the rows in which it clones.
     ratio("chmod", 0.3, 0.6),
     ratio("append", 0.8, 1.4),
     ratio("onebyte", 2.0, 2.7),

@@ -96,13 +96,19 @@ impl Stage {
         fs::File::create(&image)?.set_len(IMAGE_SIZE)?;
         let place = self.base.join("xfs");
         fs::create_dir(&place)?;
-        check(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image))?;
-        check(Command::new("mount").args(["-t", "xfs", "-o", "loop"]).arg(&image).arg(&place))?;
+        output(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image))?;
+        let device = output(Command::new("losetup").args(["--find", "--show"]).arg(&image))?;
+        // Without direct I/O everything would be cached and written back twice, at the expense of the works.
+        let direct = output(Command::new("losetup").args(["--direct-io=on", &device]));
+        let mounted = output(Command::new("mount").args(["-t", "xfs", &device]).arg(&place));
+        // The device is let go of when its last user is, which is the mount.
+        output(Command::new("losetup").args(["--detach", &device]))?;
         fs::remove_file(&image)?;
+        mounted?;
         fs::set_permissions(&place, fs::Permissions::from_mode(0o755))?;
         self.work = place.join("stage");
         self.mounts.push(place);
-        self.backing.push_str("loop device, ");
+        self.backing.push_str(if direct.is_ok() { "loop device with direct I/O, " } else { "loop device, " });
         Ok(())
     }
 
@@ -245,19 +251,19 @@ fn remove_stale(above: &Path) {
     }
 }
 
-fn check(command: &mut Command) -> Result<()> {
+/// What a program prints.
+fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{name}: {error} (or give --upper-on DIR)"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim()).into())
 }
 
 /// The type of the file system that a directory lies on.
 fn file_system(directory: &Path) -> String {
-    let output = Command::new("stat").args(["-f", "-c", "%T"]).arg(directory).output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    output(Command::new("stat").args(["-f", "-c", "%T"]).arg(directory)).unwrap_or_default()
 }
 
 /// Takes in what the course tells until it ends.

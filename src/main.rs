@@ -1,3 +1,7 @@
 //! `plyfs`: parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    plyfs::cli::run(std::env::args_os().collect())
+}

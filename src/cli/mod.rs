@@ -1,1 +1,125 @@
-//! The command line.
+//! The command line: the only importer of clap and env_logger.
+//!
+//! [`run`] is the whole program. In this order: flags as typed (`low`), as meant (`high`), into the background (`daemon`),
+//! what mounting needs, the layers, the mount, and service until it is gone. Nothing on disk is touched before
+//! everything before the layers has been found to be in order.
+
+pub mod daemon;
+pub mod high;
+mod known;
+pub mod low;
+pub mod options;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::cli::daemon::{Ready, Side};
+use crate::cli::high::{Caller, HighArgs};
+use crate::cli::low::LowArgs;
+use crate::fuse::adapter::{Adapter, Policy};
+use crate::fuse::mount::{self, Target};
+use crate::fuse::{server, session};
+use crate::overlay::Overlay;
+use crate::sys::process::{self, Inherited, Signals};
+
+/// Runs the program with a command line, its own name first.
+#[must_use]
+pub fn run(line: Vec<OsString>) -> ExitCode {
+    // First of all: what is open now is not ours.
+    let mut inherited = Inherited::at_start();
+    let name = line.first().map(Path::new).and_then(Path::file_name).unwrap_or(OsStr::new("plyfs")).to_owned();
+    let low = match LowArgs::parse_line(line) {
+        Ok(low) => low,
+        Err(reason) => return refuse(&reason),
+    };
+    if low.help {
+        return print(low::HELP);
+    }
+    if low.version {
+        return print(&low::version(&name.to_string_lossy()));
+    }
+    let caller = Caller {
+        uid: process::effective_ids().0,
+        name,
+        whiteout_names: std::env::var_os("FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT").is_some(),
+    };
+    let args = match high::interpret(&low, &caller) {
+        Ok(args) => args,
+        Err(error) => return refuse(&error),
+    };
+    for option in &args.unknown {
+        eprintln!("unknown argument ignored: {option}");
+    }
+    let ready = if args.foreground {
+        Ready::Foreground
+    } else {
+        if let Target::Descriptor(target) = args.mount.target {
+            inherited.leave_out(target);
+        }
+        match daemon::detach(inherited) {
+            Ok(Side::Server(ready)) => ready,
+            Ok(Side::Caller(status)) => return ExitCode::from(status),
+            Err(error) => return refuse(&format!("fork: {}", process::reason(&error))),
+        }
+    };
+    start_log(args.debug);
+    match mount_and_serve(&args, ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+/// Everything between the command line and the exit status.
+fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::error::Error>> {
+    if let Err(error) = process::raise_descriptor_limit() {
+        log::warn!("limit of open files: {error}");
+    }
+    process::clear_umask();
+    let prepared = mount::prepare(&args.mount)?;
+    let overlay = Arc::new(Overlay::new(&args.config)?);
+    // A signal from here on waits until somebody can unmount.
+    let signals = Signals::hold_leave_requests()?;
+    let mounted = prepared.attach()?;
+    let serving = &args.serving;
+    let policy = serving.timeout.map_or_else(Policy::default, Policy::lasting);
+    let options = server::Options {
+        threads: serving.threads.unwrap_or_else(default_threads),
+        own_queues: serving.clone_fd,
+        writeback: serving.writeback.unwrap_or(false),
+        ..server::Options::default()
+    };
+    let adapter = Adapter::new(overlay, policy);
+    let served = session::serve(adapter, mounted, options, signals, |_notifier| {}, || ready.tell());
+    served.map_err(|error| process::reason(&error).into())
+}
+
+/// As many readers as keep a slow request from holding up quick ones; more only wake each other.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4))
+}
+
+/// Logs to stderr: warnings, everything with `-d`, or what `RUST_LOG` says.
+fn start_log(debug: bool) {
+    let filter = if debug { "debug" } else { "warn" };
+    let environment = env_logger::Env::default().default_filter_or(filter);
+    if env_logger::Builder::from_env(environment).try_init().is_err() {
+        eprintln!("plyfs: logging was started before");
+    }
+}
+
+/// Prints what was asked for.
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// One line on stderr, whatever the names in it hold, and status 1.
+fn refuse(reason: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("plyfs: {}", reason.to_string().replace('\n', "\\n"));
+    ExitCode::FAILURE
+}

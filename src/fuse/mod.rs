@@ -1,1 +1,8 @@
-//! The thin FUSE adapter: the only importer of fuser.
+//! FUSE: the only importer of fuser.
+
+pub mod adapter;
+mod fusermount;
+pub mod mount;
+pub mod server;
+pub mod session;
+pub mod wire;

@@ -1,5 +1,35 @@
 //! The union. Knows no FUSE and no command line; usable and tested as a library, without a mount.
+//!
+//! A file owns what the kernel's file of a like name owns: `resolve` is `namei.c`, `setup` the opening half of `super.c`,
+//! `create` and `remove` are `dir.c`, and so on. [`Overlay`] is the union; its operations take plain arguments and return
+//! plain results.
 
 pub mod config;
 
+mod attr;
+mod cache;
+mod copy_up;
+mod create;
+mod file;
+mod ino;
+mod layer;
+mod node;
+mod origin;
+mod readdir;
+mod remove;
+mod rename;
+mod resolve;
+mod setup;
+mod superblock;
+mod table;
+mod whiteout;
+mod workdir;
+mod xattr;
+
+pub use attr::SetAttr;
 pub use config::{Config, SetupError};
+pub use file::Privileges;
+pub use node::{NodeId, ROOT_ID};
+pub use readdir::{Dirent, Room};
+pub use rename::Rename;
+pub use superblock::{Caller, Entry, Overlay};

@@ -1,2 +1,34 @@
-//! The only unsafe code and the only raw system calls.
+//! The one place for system calls, and the only unsafe code.
+//!
+//! Owns: every call into the kernel that the union makes. A named object is a directory descriptor and a name ([`At`]);
+//! paths are never joined, a symlink is never followed, every descriptor is close-on-exec, `EINTR` is retried.
+//! Takes borrowed descriptors, returns owned ones, and fails with an [`Errno`](crate::errno::Errno).
+//!
+//! Must never: know what a layer or a whiteout is.
 #![allow(unsafe_code)]
+
+mod acl;
+mod at;
+mod data;
+mod dents;
+mod handle;
+mod ioctl;
+pub mod process;
+mod xattr;
+
+pub use acl::{ACL_ACCESS, ACL_DEFAULT, Acl};
+pub use at::{
+    At, Dev, FsStat, Kind, SetTime, Stat, Time, chmod, chown, link, make_dev, mkdir, mknod, open, open_dir, readlink,
+    rename, renamed, reopen, rmdir, set_times, split_dev, stat, statfs, symlink, unlink,
+};
+pub use data::{
+    CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, pread, pwrite, raise_descriptor_limit, seek,
+    set_umask, sync_all, sync_data, syncfs, truncate,
+};
+pub use dents::{Dent, read_dir};
+pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle};
+pub use ioctl::{clone_fuse_device, file_attr_ioctl};
+pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
+
+pub use rustix::fs::{Mode, OFlags, RenameFlags};
+pub use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -1,0 +1,449 @@
+//! The flags as meant: options by name, their values checked, the defaults of the caller filled in.
+//!
+//! Looks at no file and no directory. Which options there are: all of the kernel's overlay, all of fuse-overlayfs, the
+//! generic ones of mount(8), and two of our own (`threads`, `timeout`). What is not implemented is accepted where the
+//! mount then behaves as it would anyway, refused where accepting would promise something that is not kept, and warned
+//! about where nobody knows what it is.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::cli::known;
+use crate::cli::low::LowArgs;
+use crate::cli::options::{self, RawOption};
+use crate::fuse::mount::{MountOptions, Target};
+use crate::overlay::config::{Config, Fsync, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
+use crate::sys::process::MountFlags;
+
+/// Who calls, as far as it decides defaults.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The effective user id.
+    pub uid: u32,
+    /// The last component of the name that the program was called by.
+    pub name: OsString,
+    /// `FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT` is set: deletions become `.wh.` files.
+    pub whiteout_names: bool,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct HighArgs {
+    /// The union.
+    pub config: Config,
+    /// Where and how it is mounted.
+    pub mount: MountOptions,
+    /// How it is served.
+    pub serving: Serving,
+    /// Stay in front.
+    pub foreground: bool,
+    /// Log every request.
+    pub debug: bool,
+    /// Options that nobody knows, as typed.
+    pub unknown: Vec<String>,
+}
+
+/// How the union is served. None of this changes an answer, only how soon it is given and forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Serving {
+    /// Threads that read requests; our choice if absent.
+    pub threads: Option<usize>,
+    /// Each thread has its own descriptor of the device.
+    pub clone_fd: bool,
+    /// How long the kernel may keep names and attributes; our choice if absent.
+    pub timeout: Option<Duration>,
+    /// Whether the kernel may collect small writes; our choice if absent.
+    pub writeback: Option<bool>,
+}
+
+/// Gives the flags their meaning.
+///
+/// # Errors
+/// The first option that cannot be honoured, by its name and, if it names one, its path.
+pub fn interpret(low: &LowArgs, caller: &Caller) -> Result<HighArgs, SetupError> {
+    let mut reading = Reading::new(caller);
+    for string in &low.options {
+        for option in options::split(string.as_bytes()) {
+            reading.option(&option)?;
+        }
+    }
+    let Some(target) = low.positionals.last() else {
+        return Err(SetupError::option("mountpoint", "none given (see plyfs --help)"));
+    };
+    reading.finish(low, target)
+}
+
+/// Options read so far.
+struct Reading {
+    lowers: Vec<PathBuf>,
+    upper: Option<PathBuf>,
+    work: Option<PathBuf>,
+    config: Config,
+    mount: MountOptions,
+    serving: Serving,
+    debug: bool,
+    unknown: Vec<String>,
+}
+
+impl Reading {
+    fn new(caller: &Caller) -> Reading {
+        let root = caller.uid == 0;
+        // As fuse-overlayfs has it: root shares the mount and honours suid programs; devices only if asked for.
+        let flags = MountFlags::NOATIME | MountFlags::NODEV;
+        let name = if caller.name == "fuse-overlayfs" { caller.name.clone() } else { "plyfs".into() };
+        Reading {
+            lowers: Vec::new(),
+            upper: None,
+            work: None,
+            config: Config {
+                whiteouts: if caller.whiteout_names { Whiteouts::Names } else { Whiteouts::Auto },
+                ..Config::default()
+            },
+            mount: MountOptions {
+                target: Target::Directory(PathBuf::new()),
+                flags: if root { flags } else { flags | MountFlags::NOSUID },
+                allow_other: root,
+                max_read: None,
+                fsname: name.clone(),
+                subtype: name,
+            },
+            serving: Serving::default(),
+            debug: false,
+            unknown: Vec::new(),
+        }
+    }
+
+    fn option(&mut self, option: &RawOption) -> Result<(), SetupError> {
+        let key = option.key.as_str();
+        if known::is_without_effect(key) {
+            return Ok(());
+        }
+        match &option.value {
+            None => self.word(key, option),
+            Some(value) => self.assignment(key, value, option),
+        }
+    }
+
+    /// An option without a value.
+    fn word(&mut self, key: &str, option: &RawOption) -> Result<(), SetupError> {
+        if let Some((flag, set)) = known::flag(key) {
+            self.mount.flags.set(flag, set);
+            return Ok(());
+        }
+        match key {
+            "allow_other" => self.mount.allow_other = true,
+            "userxattr" => self.config.xattrs = XattrNamespace::User,
+            "volatile" => self.config.fsync = Fsync::Volatile,
+            "clone_fd" => self.serving.clone_fd = true,
+            "debug" => self.debug = true,
+            "allow_root" => return Err(refusal(option, "not supported: only allow_other is enforced by the kernel")),
+            "nooverride_creds" => {
+                return Err(refusal(option, "not supported: layers are accessed as the user who mounts"));
+            }
+            "squash_to_root" => return Err(refusal(option, "not supported yet")),
+            "remount" | "bind" | "rbind" | "move" => return Err(refusal(option, "not supported: unmount and mount")),
+            "lowerdir" | "lowerdir+" | "datadir+" | "upperdir" | "workdir" | "redirect_dir" | "index" | "uuid"
+            | "nfs_export" | "xino" | "metacopy" | "verity" | "fsync" | "timeout" | "threads" | "writeback"
+            | "fsname" | "subtype" | "max_read" | "uidmapping" | "gidmapping" | "squash_to_uid" | "squash_to_gid"
+            | "xattr_permissions" => return Err(refusal(option, "needs a value")),
+            _ => self.unknown.push(option.typed.clone()),
+        }
+        Ok(())
+    }
+
+    /// An option with a value.
+    fn assignment(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<(), SetupError> {
+        match key {
+            // Each of these replaces what was said before, as in the kernel.
+            "lowerdir" => {
+                self.lowers = options::lowers(value)
+                    .map_err(|reason| SetupError::path("lowerdir", Path::new(OsStr::from_bytes(value)), reason))?;
+            }
+            "lowerdir+" => self.lowers.push(one_path("lowerdir+", value)?),
+            "upperdir" => self.upper = Some(one_path("upperdir", value)?),
+            "workdir" => self.work = Some(one_path("workdir", value)?),
+            "datadir+" => return Err(refusal(option, "data-only layers are not supported yet")),
+            "xino" => {
+                self.config.xino =
+                    choice(option, value, &[("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)])?;
+            }
+            "fsync" => {
+                // 0 and 1 are fuse-overlayfs's words.
+                let words = [
+                    ("auto", Fsync::Auto),
+                    ("strict", Fsync::Strict),
+                    ("volatile", Fsync::Volatile),
+                    ("1", Fsync::Auto),
+                    ("0", Fsync::Volatile),
+                ];
+                self.config.fsync = choice(option, value, &words)?;
+            }
+            "writeback" => self.serving.writeback = Some(choice(option, value, &[("1", true), ("0", false)])?),
+            "timeout" => self.serving.timeout = Some(seconds(option, value)?),
+            "threads" => self.serving.threads = Some(number(option, value, 1, 1024)?),
+            "max_read" => self.mount.max_read = Some(number(option, value, 4096, u32::MAX)?),
+            "fsname" => self.mount.fsname = name(option, value)?,
+            "subtype" => self.mount.subtype = name(option, value)?,
+            _ => return self.not_yet(key, value, option),
+        }
+        Ok(())
+    }
+
+    /// What the kernel or fuse-overlayfs can and plyfs cannot: harmless values pass, the others are refused.
+    fn not_yet(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<(), SetupError> {
+        let no = "not supported yet";
+        let (harmless, refused): (&[&str], &[&str]) = match key {
+            "redirect_dir" => (&["off", "nofollow", "follow"], &["on"]),
+            "index" | "nfs_export" | "metacopy" => (&["off"], &["on"]),
+            "verity" => (&["off"], &["on", "require"]),
+            "uuid" => (&["auto", "null", "off", "on"], &[]),
+            "xattr_permissions" => (&["0"], &["1", "2"]),
+            "uidmapping" | "gidmapping" | "squash_to_uid" | "squash_to_gid" => return Err(refusal(option, no)),
+            _ => {
+                self.unknown.push(option.typed.clone());
+                return Ok(());
+            }
+        };
+        let is = |words: &[&str]| words.iter().any(|word| word.as_bytes() == value);
+        if is(harmless) {
+            return Ok(());
+        }
+        let all: Vec<&str> = harmless.iter().chain(refused).copied().collect();
+        Err(if is(refused) { refusal(option, no) } else { refusal(option, &format!("must be {}", all.join(" or "))) })
+    }
+
+    fn finish(mut self, low: &LowArgs, target: &OsStr) -> Result<HighArgs, SetupError> {
+        if self.lowers.is_empty() {
+            return Err(SetupError::option("lowerdir", "missing; at least one directory is needed"));
+        }
+        if self.lowers.len() > Config::MAX_LOWERS {
+            let reason = format!("{} directories; at most {} are possible", self.lowers.len(), Config::MAX_LOWERS);
+            return Err(SetupError::option("lowerdir", reason));
+        }
+        self.config.lowers = self.lowers;
+        self.config.upper = match (self.upper, self.work) {
+            (Some(dir), Some(work)) => Some(Upper { dir, work }),
+            (Some(dir), None) => return Err(SetupError::path("upperdir", &dir, "needs a workdir= as well")),
+            // The kernel ignores a work directory without an upper one, too.
+            (None, _) => None,
+        };
+        if self.config.upper.is_none() {
+            // So that opening for writing fails at once; the server would only hear of the first write.
+            self.mount.flags |= MountFlags::RDONLY;
+        }
+        self.mount.target = match descriptor(target) {
+            Some(number) => Target::Descriptor(number),
+            None => Target::Directory(PathBuf::from(target)),
+        };
+        let debug = self.debug || low.debug;
+        Ok(HighArgs {
+            config: self.config,
+            mount: self.mount,
+            serving: self.serving,
+            foreground: low.foreground || debug,
+            debug,
+            unknown: self.unknown,
+        })
+    }
+}
+
+/// The N of `/dev/fd/N`.
+fn descriptor(target: &OsStr) -> Option<i32> {
+    target.to_str()?.strip_prefix("/dev/fd/")?.parse().ok().filter(|number| *number >= 0)
+}
+
+/// An error about an option as typed.
+fn refusal(option: &RawOption, reason: &str) -> SetupError {
+    SetupError::option(option.typed.clone(), reason)
+}
+
+fn one_path(option: &str, value: &[u8]) -> Result<PathBuf, SetupError> {
+    if value.is_empty() {
+        return Err(SetupError::option(option, "empty; a directory is needed"));
+    }
+    Ok(options::path(value))
+}
+
+fn name(option: &RawOption, value: &[u8]) -> Result<OsString, SetupError> {
+    if value.is_empty() {
+        return Err(refusal(option, "needs a value"));
+    }
+    Ok(OsString::from_vec(options::unescape(value)))
+}
+
+fn choice<T: Copy>(option: &RawOption, value: &[u8], words: &[(&str, T)]) -> Result<T, SetupError> {
+    words.iter().find(|(word, _)| word.as_bytes() == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        refusal(option, &format!("must be {}", words.join(" or ")))
+    })
+}
+
+fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    option: &RawOption,
+    value: &[u8],
+    least: T,
+    most: T,
+) -> Result<T, SetupError> {
+    let parsed = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    parsed
+        .filter(|number| *number >= least && *number <= most)
+        .ok_or_else(|| refusal(option, &format!("must be a number from {least} to {most}")))
+}
+
+fn seconds(option: &RawOption, value: &[u8]) -> Result<Duration, SetupError> {
+    let parsed = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f64>().ok());
+    parsed
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| refusal(option, "must be a number of seconds, not negative"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(uid: u32) -> Caller {
+        Caller { uid, name: "plyfs".into(), whiteout_names: false }
+    }
+
+    fn read(uid: u32, options: &str) -> Result<HighArgs, String> {
+        let line = ["plyfs", "-o", options, "m"].map(OsString::from);
+        interpret(&LowArgs::parse_line(line).unwrap(), &caller(uid)).map_err(|error| error.to_string())
+    }
+
+    fn union(more: &str) -> HighArgs {
+        read(0, &format!("lowerdir=a,upperdir=u,workdir=w,{more}")).unwrap()
+    }
+
+    #[test]
+    fn layers_arrive_in_order() {
+        let args = read(0, r"lowerdir=a:b\:c:d\,e,upperdir=u\:v,workdir=w").unwrap();
+        assert_eq!(args.config.lowers, ["a", "b:c", "d,e"].map(PathBuf::from));
+        let upper = args.config.upper.unwrap();
+        assert_eq!((upper.dir, upper.work), ("u:v".into(), "w".into()));
+        assert_eq!(args.mount.target, Target::Directory("m".into()));
+        assert!(!args.mount.flags.contains(MountFlags::RDONLY));
+        assert_eq!(read(0, "lowerdir+=a:b,lowerdir+=c").unwrap().config.lowers, ["a:b", "c"].map(PathBuf::from));
+        assert_eq!(read(0, "lowerdir=a,lowerdir=b").unwrap().config.lowers, [PathBuf::from("b")]);
+    }
+
+    #[test]
+    fn without_an_upper_the_mount_is_read_only() {
+        assert!(read(0, "lowerdir=a,rw").unwrap().mount.flags.contains(MountFlags::RDONLY));
+        let args = read(0, "lowerdir=a,workdir=w,volatile").unwrap();
+        assert!(args.config.upper.is_none() && args.mount.flags.contains(MountFlags::RDONLY));
+    }
+
+    #[test]
+    fn defaults_depend_on_the_caller() {
+        let (root, user) = (read(0, "lowerdir=a").unwrap().mount, read(1000, "lowerdir=a").unwrap().mount);
+        let always = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NODEV;
+        assert_eq!((root.flags, root.allow_other), (always, true));
+        assert_eq!((user.flags, user.allow_other), (always | MountFlags::NOSUID, false));
+        assert_eq!((root.fsname, root.subtype), ("plyfs".into(), "plyfs".into()));
+        let line = ["fuse-overlayfs", "-o", "lowerdir=a", "m"].map(OsString::from);
+        let called = Caller { name: "fuse-overlayfs".into(), ..caller(0) };
+        let high = interpret(&LowArgs::parse_line(line).unwrap(), &called).unwrap();
+        assert_eq!(high.mount.subtype, "fuse-overlayfs");
+    }
+
+    #[test]
+    fn the_last_word_of_a_pair_wins() {
+        assert!(!union("nosuid,suid").mount.flags.contains(MountFlags::NOSUID));
+        assert!(union("suid,nosuid").mount.flags.contains(MountFlags::NOSUID));
+        assert!(!union("dev").mount.flags.contains(MountFlags::NODEV));
+        assert!(!union("atime").mount.flags.contains(MountFlags::NOATIME));
+        assert!(union("ro").mount.flags.contains(MountFlags::RDONLY));
+        let all = union("noexec,sync,dirsync,nodiratime,relatime").mount.flags;
+        let flags = MountFlags::NOEXEC | MountFlags::SYNCHRONOUS | MountFlags::DIRSYNC;
+        assert!(all.contains(flags | MountFlags::NODIRATIME | MountFlags::RELATIME));
+    }
+
+    #[test]
+    fn values_take_effect() {
+        assert_eq!(union("userxattr").config.xattrs, XattrNamespace::User);
+        assert_eq!(union("volatile").config.fsync, Fsync::Volatile);
+        assert_eq!(union("fsync=volatile").config.fsync, Fsync::Volatile);
+        assert_eq!(union("fsync=0").config.fsync, Fsync::Volatile);
+        assert_eq!(union("fsync=strict").config.fsync, Fsync::Strict);
+        assert_eq!(union("xino=off").config.xino, Xino::Off);
+        assert_eq!(union("threads=3").serving.threads, Some(3));
+        assert_eq!(union("timeout=1000000000").serving.timeout, Some(Duration::from_secs(1_000_000_000)));
+        assert_eq!(union("timeout=0.5").serving.timeout, Some(Duration::from_millis(500)));
+        assert_eq!(union("writeback=0").serving.writeback, Some(false));
+        assert_eq!(union("max_read=65536").mount.max_read, Some(65536));
+        assert_eq!(union(r"fsname=a\,b").mount.fsname, "a,b");
+        assert!(union("debug").foreground);
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        let table = [
+            ("redirect_dir=on", "redirect_dir=on: not supported yet"),
+            ("redirect_dir=maybe", "redirect_dir=maybe: must be off or nofollow or follow or on"),
+            ("metacopy=on", "metacopy=on: not supported yet"),
+            ("index=on", "index=on: not supported yet"),
+            ("nfs_export=on", "nfs_export=on: not supported yet"),
+            ("verity=require", "verity=require: not supported yet"),
+            ("uidmapping=:0:1000:1", "uidmapping=:0:1000:1: not supported yet"),
+            ("gidmapping=0:1000:1", "gidmapping=0:1000:1: not supported yet"),
+            ("squash_to_root", "squash_to_root: not supported yet"),
+            ("squash_to_uid=0", "squash_to_uid=0: not supported yet"),
+            ("squash_to_gid=0", "squash_to_gid=0: not supported yet"),
+            ("xattr_permissions=2", "xattr_permissions=2: not supported yet"),
+            ("datadir+=d", "datadir+=d: data-only layers are not supported yet"),
+            ("allow_root", "allow_root: not supported: only allow_other is enforced by the kernel"),
+            ("remount", "remount: not supported: unmount and mount"),
+            ("xino=maybe", "xino=maybe: must be auto or on or off"),
+            ("threads=0", "threads=0: must be a number from 1 to 1024"),
+            ("threads", "threads: needs a value"),
+            ("timeout=-1", "timeout=-1: must be a number of seconds, not negative"),
+            ("timeout=nan", "timeout=nan: must be a number of seconds, not negative"),
+            ("fsname=", "fsname=: needs a value"),
+            ("upperdir=", "upperdir: empty; a directory is needed"),
+            ("lowerdir=", "lowerdir=: empty; at least one directory is needed"),
+            ("lowerdir=:a", "lowerdir=:a: begins with a colon"),
+            ("lowerdir=a:", "lowerdir=a:: ends with a colon"),
+        ];
+        for (option, expected) in table {
+            let error = read(0, &format!("lowerdir=a,upperdir=u,workdir=w,{option}")).unwrap_err();
+            assert_eq!(error, expected);
+        }
+        assert_eq!(read(0, "upperdir=u,workdir=w").unwrap_err(), "lowerdir: missing; at least one directory is needed");
+        assert_eq!(read(0, "lowerdir=a,upperdir=u").unwrap_err(), "upperdir=u: needs a workdir= as well");
+    }
+
+    #[test]
+    fn five_hundred_lowers_and_no_more() {
+        let many = |count: usize| format!("lowerdir={}", vec!["l"; count].join(":"));
+        assert_eq!(read(0, &many(500)).unwrap().config.lowers.len(), 500);
+        assert_eq!(read(0, &many(501)).unwrap_err(), "lowerdir: 501 directories; at most 500 are possible");
+    }
+
+    #[test]
+    fn what_clients_pass_along_is_no_noise() {
+        let silent = r#"private,dev,suid,noacl,xino=auto,index=off,metacopy=off,redirect_dir=off,nfs_export=off,uuid=on,
+            context="u:r:t:s0:c1,c2",default_permissions,max_write=131072,x-systemd.automount,xattr_permissions=0"#;
+        assert_eq!(union(&silent.replace("\n            ", "")).unknown, Vec::<String>::new());
+        assert_eq!(union("frobnicate,colour=red").unknown, ["frobnicate", "colour=red"]);
+    }
+
+    #[test]
+    fn the_last_positional_is_the_target() {
+        let table = [
+            (&["overlay", "t"][..], Target::Directory("t".into())),
+            (&["/dev/fd/7"], Target::Descriptor(7)),
+            (&["/dev/fd/x"], Target::Directory("/dev/fd/x".into())),
+        ];
+        for (positionals, expected) in table {
+            let words = ["plyfs", "-o", "lowerdir=a"].iter().chain(positionals).map(OsString::from);
+            let high = interpret(&LowArgs::parse_line(words).unwrap(), &caller(0)).unwrap();
+            assert_eq!(high.mount.target, expected);
+        }
+        let words = ["plyfs", "-o", "lowerdir=a"].map(OsString::from);
+        let error = interpret(&LowArgs::parse_line(words).unwrap(), &caller(0)).unwrap_err();
+        assert_eq!(error.to_string(), "mountpoint: none given (see plyfs --help)");
+    }
+}

@@ -1,0 +1,399 @@
+//! From a request to an operation of the union, and from its result to a reply: translate, call, encode.
+//!
+//! Knows no device and no threads; whoever brings requests (the server's loop, another transport, a test) calls
+//! [`Adapter::answer`]. Must never: decide what the union shows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::wire::{self, Header, Reader, Writer, dirent_size, opcode};
+use crate::errno::{Errno, Result};
+use crate::overlay::{Caller, Entry, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
+use crate::sys::{SetTime, Time};
+
+/// For how long the kernel may believe what it was told.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// That a name is there.
+    pub entries: Duration,
+    /// That a name is not there.
+    pub absences: Duration,
+    /// Attributes.
+    pub attributes: Duration,
+}
+
+impl Policy {
+    /// Everything for the same time.
+    #[must_use]
+    pub fn lasting(lifetime: Duration) -> Policy {
+        Policy { entries: lifetime, absences: lifetime, attributes: lifetime }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy::lasting(Duration::from_secs(1))
+    }
+}
+
+/// Translates between the protocol and the union.
+#[derive(Debug)]
+pub struct Adapter {
+    overlay: Arc<Overlay>,
+    policy: Policy,
+}
+
+/// What goes back to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing: the request has no reply.
+    None,
+    /// What is in [`Buffers::out`].
+    Out,
+    /// The first so many bytes of [`Buffers::data`].
+    Data(usize),
+}
+
+/// The buffers of one worker, kept between requests.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// An encoded reply.
+    pub out: Vec<u8>,
+    /// File data on its way to the kernel.
+    pub data: Vec<u8>,
+    /// Nodes of which a lookup is in the reply: should it not arrive, they are to be forgotten again.
+    pub entered: Vec<NodeId>,
+}
+
+const SETATTR_MODE: u32 = 1;
+const SETATTR_UID: u32 = 1 << 1;
+const SETATTR_GID: u32 = 1 << 2;
+const SETATTR_SIZE: u32 = 1 << 3;
+const SETATTR_ATIME: u32 = 1 << 4;
+const SETATTR_MTIME: u32 = 1 << 5;
+const SETATTR_ATIME_NOW: u32 = 1 << 7;
+const SETATTR_MTIME_NOW: u32 = 1 << 8;
+const SETATTR_KILL_SUIDGID: u32 = 1 << 11;
+const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+const FSYNC_DATA_ONLY: u32 = 1;
+const SETXATTR_ACL_KILL_SGID: u32 = 1;
+
+impl Adapter {
+    /// An adapter for a union.
+    #[must_use]
+    pub fn new(overlay: Arc<Overlay>, policy: Policy) -> Adapter {
+        Adapter { overlay, policy }
+    }
+
+    /// The union.
+    #[must_use]
+    pub fn overlay(&self) -> &Arc<Overlay> {
+        &self.overlay
+    }
+
+    /// Answers one request. What the reply is made of is in `buffers`.
+    pub fn answer(&self, header: &Header, body: &[u8], buffers: &mut Buffers) -> Result<Answer> {
+        buffers.out.clear();
+        buffers.entered.clear();
+        let mut body = Reader(body);
+        match header.opcode {
+            opcode::LOOKUP => self.lookup(header, &mut body, buffers),
+            opcode::FORGET => {
+                self.overlay.forget(header.node, body.u64()?);
+                Ok(Answer::None)
+            }
+            opcode::BATCH_FORGET => self.batch_forget(&mut body),
+            opcode::GETATTR => {
+                let attr = self.overlay.getattr(header.node)?;
+                buffers.out.put_attr_out(&attr, self.policy.attributes);
+                Ok(Answer::Out)
+            }
+            opcode::SETATTR => self.setattr(header, &mut body, buffers),
+            opcode::READ => self.read(header, &mut body, buffers),
+            opcode::WRITE => self.write(header, &mut body, buffers),
+            opcode::READDIR | opcode::READDIRPLUS => self.readdir(header, &mut body, buffers),
+            opcode::FSYNC | opcode::FSYNCDIR => {
+                let (_handle, flags) = (body.u64()?, body.u32()?);
+                self.overlay.fsync(header.node, flags & FSYNC_DATA_ONLY != 0)?;
+                Ok(Answer::Out)
+            }
+            opcode::READLINK => {
+                let target = self.overlay.readlink(header.node)?;
+                buffers.out.extend_from_slice(target.as_encoded_bytes());
+                Ok(Answer::Out)
+            }
+            opcode::STATFS => self.statfs(buffers),
+            opcode::RELEASE | opcode::RELEASEDIR | opcode::DESTROY => Ok(Answer::Out),
+            opcode::GETXATTR | opcode::LISTXATTR | opcode::SETXATTR | opcode::REMOVEXATTR => {
+                self.xattr(header, &mut body, buffers)
+            }
+            opcode::FALLOCATE | opcode::LSEEK | opcode::COPY_FILE_RANGE | opcode::IOCTL => {
+                self.file_range(header, &mut body, buffers)
+            }
+            // Said once each, and the kernel never asks again: opens and closes cost no message from then on, and files
+            // are made by MKNOD, which takes one message where CREATE and RELEASE take two.
+            opcode::OPEN | opcode::OPENDIR | opcode::FLUSH | opcode::CREATE => Err(Errno::ENOSYS),
+            _ => self.change_names(header, &mut body, buffers),
+        }
+    }
+
+    fn lookup(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        match self.overlay.lookup(&caller(header, 0), header.node, body.name()?) {
+            Ok(entry) => Ok(self.entry(&entry, buffers)),
+            Err(Errno::ENOENT) if !self.policy.absences.is_zero() => {
+                buffers.out.put_entry(0, &wire::no_attr(), self.policy.absences, Duration::ZERO);
+                Ok(Answer::Out)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn entry(&self, entry: &Entry, buffers: &mut Buffers) -> Answer {
+        buffers.out.put_entry(entry.id, &entry.attr, self.policy.entries, self.policy.attributes);
+        buffers.entered.push(entry.id);
+        Answer::Out
+    }
+
+    fn batch_forget(&self, body: &mut Reader<'_>) -> Result<Answer> {
+        let (count, _) = (body.u32()?, body.u32()?);
+        for _ in 0..count {
+            self.overlay.forget(body.u64()?, body.u64()?);
+        }
+        Ok(Answer::None)
+    }
+
+    /// The operations that make, remove or move names.
+    fn change_names(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let parent = header.node;
+        let entry = match header.opcode {
+            opcode::MKNOD => {
+                let (mode, rdev, umask, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
+                let name = body.name()?;
+                self.overlay.mknod(&caller(header, umask), parent, name, mode, wire::decode_dev(rdev))?
+            }
+            opcode::MKDIR => {
+                let (mode, umask) = (body.u32()?, body.u32()?);
+                self.overlay.mkdir(&caller(header, umask), parent, body.name()?, mode)?
+            }
+            opcode::SYMLINK => {
+                let (name, target) = (body.name()?, body.name()?);
+                self.overlay.symlink(&caller(header, 0), parent, name, target)?
+            }
+            opcode::LINK => {
+                let node = body.u64()?;
+                self.overlay.link(&caller(header, 0), node, parent, body.name()?)?
+            }
+            opcode::UNLINK => {
+                self.overlay.unlink(&caller(header, 0), parent, body.name()?)?;
+                return Ok(Answer::Out);
+            }
+            opcode::RMDIR => {
+                self.overlay.rmdir(&caller(header, 0), parent, body.name()?)?;
+                return Ok(Answer::Out);
+            }
+            opcode::RENAME | opcode::RENAME2 => {
+                let new_parent = body.u64()?;
+                let flags = if header.opcode == opcode::RENAME2 { (body.u32()?, body.u32()?).0 } else { 0 };
+                let how = match flags {
+                    0 => Rename::Replace,
+                    libc::RENAME_NOREPLACE => Rename::NoReplace,
+                    libc::RENAME_EXCHANGE => Rename::Exchange,
+                    _ => return Err(Errno::EINVAL),
+                };
+                let (old, new) = (body.name()?, body.name()?);
+                self.overlay.rename(&caller(header, 0), (parent, old), (new_parent, new), how)?;
+                return Ok(Answer::Out);
+            }
+            _ => return Err(Errno::ENOSYS),
+        };
+        Ok(self.entry(&entry, buffers))
+    }
+
+    fn setattr(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let valid = body.u32()?;
+        let (_padding, _handle) = (body.u32()?, body.u64()?);
+        let size = body.u64()?;
+        let _lock_owner = body.u64()?;
+        let (atime, mtime, _ctime) = (body.u64()?, body.u64()?, body.u64()?);
+        let (atime_nsec, mtime_nsec, _ctime_nsec) = (body.u32()?, body.u32()?, body.u32()?);
+        let mode = body.u32()?;
+        let _unused = body.u32()?;
+        let (uid, gid) = (body.u32()?, body.u32()?);
+        let has = |flag| valid & flag != 0;
+        let time = |set, now, sec: u64, nsec| match (has(set), has(now)) {
+            (false, _) => SetTime::Omit,
+            (true, true) => SetTime::Now,
+            (true, false) => SetTime::At(Time { sec: sec.cast_signed(), nsec }),
+        };
+        let set = SetAttr {
+            mode: has(SETATTR_MODE).then_some(mode),
+            uid: has(SETATTR_UID).then_some(uid),
+            gid: has(SETATTR_GID).then_some(gid),
+            size: has(SETATTR_SIZE).then_some(size),
+            atime: time(SETATTR_ATIME, SETATTR_ATIME_NOW, atime, atime_nsec),
+            mtime: time(SETATTR_MTIME, SETATTR_MTIME_NOW, mtime, mtime_nsec),
+            privileges: privileges(has(SETATTR_KILL_SUIDGID)),
+        };
+        let attr = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
+        buffers.out.put_attr_out(&attr, self.policy.attributes);
+        Ok(Answer::Out)
+    }
+
+    fn read(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let (_handle, offset, size) = (body.u64()?, body.u64()?, body.u32()? as usize);
+        if buffers.data.len() < size {
+            buffers.data.resize(size, 0);
+        }
+        let buffer = buffers.data.get_mut(..size).ok_or(Errno::EIO)?;
+        Ok(Answer::Data(self.overlay.read(header.node, offset, buffer)?))
+    }
+
+    fn write(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let (_handle, offset, size, flags) = (body.u64()?, body.u64()?, body.u32()? as usize, body.u32()?);
+        let (_lock_owner, _open_flags, _padding) = (body.u64()?, body.u32()?, body.u32()?);
+        let data = body.bytes(size)?;
+        let kill = privileges(flags & WRITE_KILL_SUIDGID != 0);
+        let written = self.overlay.write(header.node, offset, data, kill)?;
+        buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
+        buffers.out.put_u32(0);
+        Ok(Answer::Out)
+    }
+
+    fn readdir(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let (_handle, cookie, size) = (body.u64()?, body.u64()?, body.u32()? as usize);
+        let Buffers { out, entered, .. } = buffers;
+        if header.opcode == opcode::READDIR {
+            self.overlay.readdir(header.node, cookie, &mut |dirent| {
+                if out.len() + dirent_size(dirent.name, false) > size {
+                    return Room::Full;
+                }
+                wire::put_dirent(out, dirent.name, dirent.ino, dirent.kind, dirent.cookie);
+                Room::Taken
+            })?;
+            return Ok(Answer::Out);
+        }
+        let policy = self.policy;
+        let used = std::cell::Cell::new(0);
+        let listed = self.overlay.readdirplus(
+            &caller(header, 0),
+            header.node,
+            cookie,
+            &mut |name| if used.get() + dirent_size(name, true) > size { Room::Full } else { Room::Taken },
+            &mut |dirent, entry| {
+                match entry {
+                    Some(entry) => {
+                        out.put_entry(entry.id, &entry.attr, policy.entries, policy.attributes);
+                        entered.push(entry.id);
+                    }
+                    None => out.put_entry(0, &wire::no_attr(), Duration::ZERO, Duration::ZERO),
+                }
+                wire::put_dirent(out, dirent.name, dirent.ino, dirent.kind, dirent.cookie);
+                used.set(out.len());
+            },
+        );
+        match listed {
+            // What was looked up before the error is a reply of its own; the error comes again with the next request.
+            Err(errno) if out.is_empty() => Err(errno),
+            _ => Ok(Answer::Out),
+        }
+    }
+
+    fn statfs(&self, buffers: &mut Buffers) -> Result<Answer> {
+        let fs = self.overlay.statfs()?;
+        for value in [fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree] {
+            buffers.out.put_u64(value);
+        }
+        for value in [fs.bsize, fs.namelen, fs.frsize, 0] {
+            buffers.out.put_u32(value);
+        }
+        buffers.out.resize(80, 0);
+        Ok(Answer::Out)
+    }
+
+    fn xattr(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let node = header.node;
+        match header.opcode {
+            opcode::SETXATTR => {
+                let (size, flags) = (body.u32()? as usize, body.u32()?.cast_signed());
+                let (extra, _padding) = (body.u32()?, body.u32()?);
+                let name = body.name()?;
+                self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
+                if extra & SETXATTR_ACL_KILL_SGID != 0 {
+                    self.overlay.clear_sgid(node)?;
+                }
+                return Ok(Answer::Out);
+            }
+            opcode::REMOVEXATTR => {
+                self.overlay.removexattr(node, body.name()?)?;
+                return Ok(Answer::Out);
+            }
+            _ => {}
+        }
+        let (size, _padding) = (body.u32()? as usize, body.u32()?);
+        let value = match header.opcode {
+            opcode::GETXATTR => self.overlay.getxattr(node, body.name()?)?,
+            _ => self.overlay.listxattr(&caller(header, 0), node)?,
+        };
+        if size == 0 {
+            buffers.out.put_u32(u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?);
+            buffers.out.put_u32(0);
+        } else if value.len() > size {
+            return Err(Errno::ERANGE);
+        } else {
+            buffers.out.extend_from_slice(&value);
+        }
+        Ok(Answer::Out)
+    }
+
+    /// The operations on ranges of files, and on their flags.
+    fn file_range(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        let _handle = body.u64()?;
+        match header.opcode {
+            opcode::FALLOCATE => {
+                let (offset, length, mode) = (body.u64()?, body.u64()?, body.u32()?.cast_signed());
+                let kill = privileges(header.uid != 0);
+                self.overlay.fallocate(header.node, mode, offset, length, kill)?;
+            }
+            opcode::LSEEK => {
+                let (offset, whence) = (body.u64()?.cast_signed(), body.u32()?.cast_signed());
+                buffers.out.put_u64(self.overlay.seek(header.node, offset, whence)?);
+            }
+            opcode::COPY_FILE_RANGE => {
+                let (from_offset, to, _handle) = (body.u64()?, body.u64()?, body.u64()?);
+                let (to_offset, length) = (body.u64()?, body.u64()?);
+                // The reply counts in 32 bits, and a page less stays aligned.
+                let length = usize::try_from(length).unwrap_or(usize::MAX).min((u32::MAX & !0xfff) as usize);
+                let copied = self.overlay.copy_file_range((header.node, from_offset), (to, to_offset), length)?;
+                buffers.out.put_u32(u32::try_from(copied).unwrap_or(u32::MAX));
+                buffers.out.put_u32(0);
+            }
+            _ => self.ioctl(header, body, buffers)?,
+        }
+        Ok(Answer::Out)
+    }
+
+    fn ioctl(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<()> {
+        let (_flags, command, _argument) = (body.u32()?, body.u32()?, body.u64()?);
+        let (in_size, out_size) = (body.u32()? as usize, body.u32()? as usize);
+        let mut data = [0u8; 32];
+        if in_size > data.len() || out_size > data.len() {
+            return Err(Errno::ENOTTY);
+        }
+        let given = body.bytes(in_size)?;
+        data.get_mut(..in_size).ok_or(Errno::EIO)?.copy_from_slice(given);
+        self.overlay.file_attr(header.node, command, &mut data, in_size > 0)?;
+        for value in [0, 0, 0, 0] {
+            buffers.out.put_u32(value);
+        }
+        buffers.out.extend_from_slice(data.get(..out_size).unwrap_or_default());
+        Ok(())
+    }
+}
+
+fn caller(header: &Header, umask: u32) -> Caller {
+    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
+}
+
+fn privileges(kill: bool) -> Privileges {
+    if kill { Privileges::Kill } else { Privileges::Keep }
+}

@@ -1,0 +1,136 @@
+//! Attributes: what an object is like, and changes of that.
+//!
+//! Answers to the kernel's `fs/overlayfs/inode.c`.
+
+use std::ffi::OsString;
+
+use std::sync::Arc;
+
+use super::copy_up::Data;
+use super::node::{Node, NodeId, Place, State};
+use super::superblock::{Caller, Overlay};
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, SetTime, Stat};
+
+/// Which attributes are to change, and to what.
+#[derive(Clone, Copy, Debug)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: SetTime,
+    /// Time of last change of the data.
+    pub mtime: SetTime,
+    /// Whether a change of size takes suid and sgid away.
+    pub privileges: super::file::Privileges,
+}
+
+impl Overlay {
+    /// The attributes of a node.
+    pub fn getattr(&self, id: NodeId) -> Result<Stat> {
+        let node = self.node(id)?;
+        self.attr(&node)
+    }
+
+    /// The target of a symbolic link. `EINVAL` for what is none.
+    pub fn readlink(&self, id: NodeId) -> Result<OsString> {
+        let node = self.node(id)?;
+        self.with_real(&node, |at, _| sys::readlink(at))
+    }
+
+    /// Changes attributes, after a copy-up if it takes one, and returns them all.
+    ///
+    /// A size cuts or extends the file before the mode changes; of the data only what stays is copied up.
+    pub fn setattr(&self, _caller: &Caller, id: NodeId, set: &SetAttr) -> Result<Stat> {
+        let node = self.node(id)?;
+        if let Some(size) = set.size {
+            self.set_size(&node, size, set)?;
+        }
+        self.copy_up(&node)?;
+        if set.uid.is_some() || set.gid.is_some() {
+            self.with_real(&node, |at, _| sys::chown(at, set.uid, set.gid))?;
+        }
+        if let Some(mode) = set.mode {
+            self.set_mode(&node, mode)?;
+        }
+        if (set.atime, set.mtime) != (SetTime::Omit, SetTime::Omit) {
+            self.with_real(&node, |at, _| sys::set_times(at, set.atime, set.mtime))?;
+        }
+        self.attr(&node)
+    }
+
+    /// Takes the set-group-id bit away, as a change of the ACL by somebody outside the group does.
+    pub fn clear_sgid(&self, id: NodeId) -> Result<()> {
+        let node = self.node(id)?;
+        self.with_real(&node, |at, _| {
+            let mode = sys::stat(at)?.mode;
+            if mode & libc::S_ISGID == 0 { Ok(()) } else { sys::chmod(at, mode & !libc::S_ISGID) }
+        })
+    }
+
+    fn set_size(&self, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
+        match node.kind {
+            Kind::File => {}
+            Kind::Dir => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EINVAL),
+        }
+        self.copy_up_data(node, Data::First(size))?;
+        let fd = self.open_writer(node)?;
+        sys::truncate(fd.as_fd(), size)?;
+        if set.privileges == super::file::Privileges::Kill {
+            self.kill_privileges(At::Fd(fd.as_fd()))?;
+        }
+        Ok(())
+    }
+
+    fn set_mode(&self, node: &Arc<Node>, mode: u32) -> Result<()> {
+        if node.kind == Kind::File {
+            self.pin_before(node, mode);
+        }
+        self.with_real(node, |at, _| sys::chmod(at, mode))
+    }
+
+    /// Whether the server could open a file of that mode and owner for reading and writing.
+    pub(super) fn may_reopen(&self, mode: u32) -> bool {
+        self.server.0 == 0 || mode & 0o600 == 0o600
+    }
+
+    /// Keeps a file open that the server could not open again once it has the new mode: somebody may have it open.
+    fn pin_before(&self, node: &Arc<Node>, mode: u32) {
+        if self.may_reopen(mode) {
+            let unpinned = node.state.write().pins.open.take();
+            drop(unpinned);
+            return;
+        }
+        match self.open_writer(node) {
+            Ok(fd) => node.state.write().pins.open = Some(fd),
+            // It could not be written to before, either.
+            Err(errno) => log::debug!("node {} cannot be kept open: {errno}", node.id),
+        }
+    }
+
+    /// A name of the node is about to go: keeps the way to its object. Call with the node's state locked.
+    pub(super) fn pin_object(&self, state: &mut State, dir: sys::BorrowedFd<'_>, name: &std::ffi::OsStr) -> Result<()> {
+        if state.pins.object.is_none() {
+            let fd = match &state.pins.open {
+                Some(open) => open.clone(),
+                None => Arc::new(sys::open(dir, name, OFlags::PATH, Mode::empty())?),
+            };
+            state.pins.object = Some(fd);
+        }
+        Ok(())
+    }
+
+    /// The node's name is gone. Call with its state locked, after [`Overlay::pin_object`].
+    pub(super) fn lose_name(&self, node: &Arc<Node>, state: &mut State) {
+        state.place = Place::Gone;
+        let gone = self.table.moved(node, None);
+        self.let_go(gone);
+    }
+}

@@ -1,0 +1,56 @@
+//! Descriptors that are kept because they will be wanted again, bounded and least recently used first.
+//!
+//! Leaves of the lock order: nothing is locked and no system call is made while one of these locks is held.
+
+use std::hash::Hash;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+/// Open descriptors by what they are of.
+#[derive(Debug)]
+pub(super) struct FdCache<K: Hash + Eq> {
+    lru: Mutex<LruCache<K, Arc<OwnedFd>>>,
+}
+
+impl<K: Hash + Eq> FdCache<K> {
+    /// A cache of at most `capacity` descriptors, at least one.
+    pub fn new(capacity: usize) -> FdCache<K> {
+        FdCache { lru: Mutex::new(LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN))) }
+    }
+
+    pub fn get(&self, key: &K) -> Option<Arc<OwnedFd>> {
+        self.lru.lock().get(key).cloned()
+    }
+
+    /// Keeps a descriptor. What it displaces is closed after the lock is released.
+    pub fn insert(&self, key: K, fd: Arc<OwnedFd>) {
+        let displaced = self.lru.lock().push(key, fd);
+        drop(displaced);
+    }
+
+    pub fn remove(&self, key: &K) {
+        let removed = self.lru.lock().pop(key);
+        drop(removed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let cache = FdCache::new(2);
+        let fd = || Arc::new(OwnedFd::from(std::fs::File::open("/").expect("the root can be opened")));
+        cache.insert(1, fd());
+        cache.insert(2, fd());
+        assert!(cache.get(&1).is_some());
+        cache.insert(3, fd());
+        assert!(cache.get(&2).is_none());
+        assert!(cache.get(&1).is_some() && cache.get(&3).is_some());
+    }
+}

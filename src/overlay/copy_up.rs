@@ -1,0 +1,247 @@
+//! Copy-up: a lower object becomes an upper one, whole or not at all.
+//!
+//! Answers to the kernel's `fs/overlayfs/copy_up.c`: the copy is built in the work directory (data, attributes, origin),
+//! synced, and published with one rename; until then everybody sees the lower object, from then on the copy.
+//!
+//! Data is copied under the node's own `copying` lock and no other.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::config::Fsync;
+use super::node::{LayerIndex, Node, Place, RealId, UPPER};
+use super::origin::Origin;
+use super::superblock::Overlay;
+use super::table::Key;
+use super::workdir::{Temporary, WorkDir};
+use super::xattr::Mark;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
+
+/// How much of a file's data is wanted in the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Data {
+    All,
+    /// The first so many bytes: the file is about to be cut there.
+    First(u64),
+}
+
+/// Whether a copy found its place.
+enum Published {
+    Yes,
+    /// The node was renamed or removed meanwhile: try again.
+    Moved,
+}
+
+impl Overlay {
+    /// Sees to it that the upper holds a node, with all its data, and its parents.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper, and whatever reading the lower or writing the upper gives. Nothing has changed then.
+    pub(super) fn copy_up(&self, node: &Arc<Node>) -> Result<()> {
+        self.copy_up_data(node, Data::All)
+    }
+
+    /// The same with part of the data.
+    pub(super) fn copy_up_data(&self, node: &Arc<Node>, data: Data) -> Result<()> {
+        let work = self.work()?;
+        // Ancestors first, from the top, so that no two `copying` locks are ever held.
+        let mut chain = Vec::new();
+        let mut current = node.clone();
+        while !current.in_upper() {
+            let parent = current.named().map(|(parent, _)| parent);
+            chain.push(current);
+            match parent {
+                Some(parent) => current = parent,
+                None => break,
+            }
+        }
+        while let Some(next) = chain.pop() {
+            let wanted = if next.id == node.id { data } else { Data::All };
+            let _copying = next.copying.lock();
+            while !next.in_upper() {
+                if let Published::Yes = self.copy_up_locked(work, &next, wanted)? {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_up_locked(&self, work: &WorkDir, node: &Arc<Node>, data: Data) -> Result<Published> {
+        let (stat, layer) = self.with_real(node, |at, layer| Ok((sys::stat(at)?, layer)))?;
+        let temporary = work.temporary();
+        let copy = self.build(work, node, &temporary, &stat, layer, data)?;
+        let Place::In { parent, name } = node.place() else {
+            return self.adopt_nameless(node, &temporary, copy);
+        };
+        if !parent.in_upper() {
+            // Renamed below a directory that is not copied up yet.
+            drop(temporary);
+            self.copy_up(&parent)?;
+            return Ok(Published::Moved);
+        }
+        self.publish(node, &parent, &name, temporary, layer)
+    }
+
+    /// Makes the copy, under a temporary name. Returns it open, if it is a regular file.
+    fn build(
+        &self,
+        work: &WorkDir,
+        node: &Arc<Node>,
+        temporary: &Temporary<'_>,
+        stat: &Stat,
+        layer: LayerIndex,
+        data: Data,
+    ) -> Result<Option<OwnedFd>> {
+        let mut copy = None;
+        match node.kind {
+            Kind::File => copy = Some(self.copy_file(work, node, temporary, stat, data)?),
+            Kind::Dir => sys::mkdir(work.fd(), temporary.name(), 0o700)?,
+            Kind::Symlink => {
+                let target = self.with_real(node, |at, _| sys::readlink(at))?;
+                sys::symlink(&target, work.fd(), temporary.name())?;
+            }
+            kind => sys::mknod(work.fd(), temporary.name(), kind, 0o600, stat.rdev)?,
+        }
+        let to = copy.as_ref().map_or(temporary.at(), |copy| At::Fd(copy.as_fd()));
+        self.give_owner(to, stat)?;
+        // After the owner, a change of which drops capabilities, and after the data, for the same reason.
+        self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
+        if node.kind != Kind::Symlink {
+            sys::chmod(to, stat.mode)?;
+        }
+        if self.keeps_origin(node, stat) {
+            self.with_real(node, |from, _| self.set_origin(from, to, layer))?;
+        }
+        sys::set_times(to, SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
+        if let Some(copy) = &copy
+            && self.fsync != Fsync::Volatile
+        {
+            sys::sync_all(copy.as_fd())?;
+        }
+        Ok(copy)
+    }
+
+    fn copy_file(
+        &self,
+        work: &WorkDir,
+        node: &Arc<Node>,
+        temporary: &Temporary<'_>,
+        stat: &Stat,
+        data: Data,
+    ) -> Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let copy = sys::open(work.fd(), temporary.name(), flags, Mode::from_raw_mode(0o600))?;
+        let wanted = match data {
+            Data::All => stat.size,
+            Data::First(bytes) => stat.size.min(bytes),
+        };
+        if wanted > 0 {
+            let from = self.open_reader(node)?;
+            sys::copy_data(from.as_fd(), copy.as_fd(), wanted)?;
+        }
+        Ok(copy)
+    }
+
+    /// Gives a copy the owner of the original, if the server may; an owner that is the server's already is left alone.
+    pub(super) fn give_owner(&self, to: At<'_>, stat: &Stat) -> Result<()> {
+        let current = sys::stat(to)?;
+        if (current.uid, current.gid) == (stat.uid, stat.gid) {
+            return Ok(());
+        }
+        sys::chown(to, Some(stat.uid), Some(stat.gid))
+    }
+
+    /// Whether a copy stays recognisable as one: not one of several links of a lower file, which part on copy-up.
+    fn keeps_origin(&self, node: &Node, stat: &Stat) -> bool {
+        node.kind == Kind::Dir || stat.nlink == 1
+    }
+
+    fn set_origin(&self, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<()> {
+        let uuid = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.uuid);
+        let mark = match sys::file_handle(from) {
+            Ok(handle) => Origin { uuid: uuid.unwrap_or_default(), handle }.encode().unwrap_or_default(),
+            // Empty: copied up, nobody knows from where.
+            Err(_) => Vec::new(),
+        };
+        match self.set_mark(to, Mark::Origin, &mark) {
+            // The number may change at the next mount, but nothing is wrong.
+            Err(errno) if super::xattr::is_absent(errno) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Moves a finished copy to its place in the upper, in one step.
+    fn publish(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &Arc<OsStr>,
+        temporary: Temporary<'_>,
+        layer: LayerIndex,
+    ) -> Result<Published> {
+        let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
+        let to_dir = self.dir_fd(parent, UPPER)?;
+        let stat = sys::stat(temporary.at())?;
+        let real = RealId::of(&stat);
+        let _names = parent_dir.names.write();
+        if node.kind == Kind::Dir || self.mark(temporary.at(), Mark::Origin)?.is_some() {
+            self.set_impure(parent, parent_dir)?;
+        }
+        let before = sys::stat(At::Fd(to_dir.as_fd()))?;
+        {
+            // A file's state keeps its name as it is while it changes hands. A directory's name is kept by `names`, and
+            // its state must not be held while directories are opened.
+            let file_state = (node.kind != Kind::Dir).then(|| node.state.write());
+            let moved = match &file_state {
+                Some(state) => !state.place.is(parent, name),
+                None => !node.state.read().place.is(parent, name),
+            };
+            if moved {
+                return Ok(Published::Moved);
+            }
+            match sys::rename(temporary.pair(), (to_dir.as_fd(), name), RenameFlags::NOREPLACE) {
+                Ok(()) => {}
+                // Somebody put an object into the upper behind the mount.
+                Err(Errno::EEXIST) => return Err(Errno::ESTALE),
+                Err(Errno::EINVAL) => sys::renamed(temporary.pair(), (to_dir.as_fd(), name))?,
+                Err(errno) => return Err(errno),
+            }
+            temporary.publish();
+            let mut state = file_state.unwrap_or_else(|| node.state.write());
+            state.layer = UPPER;
+            state.real = real;
+            self.readers.remove(&node.id);
+        }
+        self.listings.forget(parent.id);
+        self.table.rekey(node, Key::Real(real));
+        // The directory did not change for those who look at it through the union.
+        let restored = sys::set_times(At::Fd(to_dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
+        if let Err(errno) = restored {
+            log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
+        }
+        log::debug!("copy-up of node {} from layer {layer}", node.id);
+        Ok(Published::Yes)
+    }
+
+    /// A node without a name, open somewhere: the copy stays without one, too.
+    fn adopt_nameless(&self, node: &Arc<Node>, temporary: &Temporary<'_>, copy: Option<OwnedFd>) -> Result<Published> {
+        let object = match copy {
+            Some(copy) => copy,
+            None => sys::open(temporary.pair().0, temporary.name(), OFlags::PATH, Mode::empty())?,
+        };
+        let object = Arc::new(object);
+        let real = RealId::of(&sys::stat(At::Fd(object.as_fd()))?);
+        let mut state = node.state.write();
+        state.layer = UPPER;
+        state.real = real;
+        if node.kind == Kind::File {
+            state.pins.open = Some(object.clone());
+        }
+        state.pins.object = Some(object);
+        self.readers.remove(&node.id);
+        Ok(Published::Yes)
+    }
+}

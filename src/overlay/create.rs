@@ -1,0 +1,277 @@
+//! New objects: files, directories, symlinks, nodes, hard links.
+//!
+//! Answers to the kernel's `fs/overlayfs/dir.c`. What can be made right at once in its place is; what needs an owner, an
+//! opaque mark or a whiteout replaced is prepared in the work directory and moved into place in one step.
+
+use std::ffi::OsStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::node::{Node, NodeId, UPPER, known};
+use super::resolve::{Found, From};
+use super::superblock::{Caller, Entry, Overlay};
+use super::workdir::{Temporary, WorkDir};
+use crate::errno::{Errno, Result};
+use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, Acl, AsFd, At, Kind, Mode, OFlags, RenameFlags};
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+enum What<'a> {
+    /// A regular file, directory, fifo, socket or device; the mode is before the umask.
+    Node {
+        kind: Kind,
+        mode: u32,
+        rdev: u64,
+    },
+    Symlink(&'a OsStr),
+    /// Another name of an upper object.
+    Link(&'a Arc<Node>),
+}
+
+impl What<'_> {
+    fn kind(&self) -> Kind {
+        match self {
+            What::Node { kind, .. } => *kind,
+            What::Symlink(_) => Kind::Symlink,
+            What::Link(node) => node.kind,
+        }
+    }
+}
+
+impl Overlay {
+    /// Makes a regular file, fifo, socket or device. A 0/0 character device would be a whiteout: `EPERM`.
+    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32, rdev: u64) -> Result<Entry> {
+        let kind = Kind::of_mode(mode);
+        match kind {
+            Kind::Char if rdev == 0 => return Err(Errno::EPERM),
+            Kind::Dir | Kind::Symlink => return Err(Errno::EINVAL),
+            _ => {}
+        }
+        self.make(caller, parent, name, What::Node { kind, mode, rdev })
+    }
+
+    /// Makes a directory, which is opaque if a lower layer has, or had, the name.
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
+        self.make(caller, parent, name, What::Node { kind: Kind::Dir, mode, rdev: 0 })
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
+        self.make(caller, parent, name, What::Symlink(target))
+    }
+
+    /// Gives an object one more name. It is copied up first.
+    pub fn link(&self, caller: &Caller, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let node = self.node(id)?;
+        if node.kind == Kind::Dir {
+            return Err(Errno::EPERM);
+        }
+        self.copy_up(&node)?;
+        self.make(caller, parent, name, What::Link(&node))
+    }
+
+    fn make(&self, caller: &Caller, parent: NodeId, name: &OsStr, what: What<'_>) -> Result<Entry> {
+        let parent = self.node(parent)?;
+        self.copy_up(&parent)?;
+        let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
+        let dir = self.dir_fd(&parent, UPPER)?;
+        let _names = parent_dir.names.write();
+        let target = Target { parent: &parent, dir: dir.as_fd(), name };
+        let file = self.make_in_upper(caller, &target, what)?;
+        self.listings.forget(parent.id);
+        self.drop_wh_name(target.dir, name)?;
+        if let What::Link(node) = what {
+            // It may be one that was copied up: the directory holds such from now on.
+            if self.is_impure_object(node)? {
+                self.set_impure(&parent, parent_dir)?;
+            }
+        }
+        let found = match (&what, &file) {
+            (What::Node { .. }, Some(file)) => Found::new(sys::stat(At::Fd(file.as_fd()))?, UPPER),
+            (What::Link(_), _) => self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?,
+            _ => Found::new(sys::stat(At::Name(target.dir, name))?, UPPER),
+        };
+        let entry = self.enter(&parent, name, found)?;
+        if let Some(file) = file {
+            self.keep_open(&entry, Arc::new(file));
+        }
+        Ok(entry)
+    }
+
+    /// A file that was just made will be written to soon; and if its mode would refuse the server, only through this.
+    fn keep_open(&self, entry: &Entry, file: Arc<OwnedFd>) {
+        if !self.may_reopen(entry.attr.mode)
+            && let Some(node) = self.table.get(entry.id)
+        {
+            node.state.write().pins.open = Some(file.clone());
+        }
+        self.writers.insert(entry.id, file);
+    }
+
+    fn is_impure_object(&self, node: &Arc<Node>) -> Result<bool> {
+        Ok(self.with_real(node, |at, _| self.mark(at, super::xattr::Mark::Origin))?.is_some())
+    }
+
+    /// Makes the object, in place if that is right in one step.
+    fn make_in_upper(&self, caller: &Caller, target: &Target<'_>, what: What<'_>) -> Result<Option<OwnedFd>> {
+        let merged = !target.parent.lowers().is_empty();
+        if self.owner_comes_right(caller, &what) {
+            match self.make_in_place(caller, target, what) {
+                Err(Errno::EEXIST) => {}
+                Ok(file) => {
+                    if merged && what.kind() == Kind::Dir {
+                        // Nothing below has the name: saves later lookups from asking, as in the kernel.
+                        let marked = self.set_opaque(At::Name(target.dir, target.name));
+                        if let Err(errno) = marked {
+                            log::debug!("a new directory was not marked opaque: {errno}");
+                        }
+                    }
+                    return Ok(file);
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        self.make_by_way_of_work(caller, target, what)
+    }
+
+    /// Whether an object that the server just makes belongs to the caller.
+    fn owner_comes_right(&self, caller: &Caller, what: &What<'_>) -> bool {
+        matches!(what, What::Link(_)) || (caller.uid, caller.gid) == self.server
+    }
+
+    fn make_in_place(&self, caller: &Caller, target: &Target<'_>, what: What<'_>) -> Result<Option<OwnedFd>> {
+        let (dir, name) = (target.dir, target.name);
+        match what {
+            What::Node { kind, mode, rdev } => {
+                // The umask as the caller has it: whether it applies is for the default ACL of the directory to say.
+                sys::set_umask(caller.umask)?;
+                make_node(dir, name, kind, mode, rdev)
+            }
+            What::Symlink(link) => sys::symlink(link, dir, name).map(|()| None),
+            What::Link(node) => self.with_real(node, |at, _| sys::link(at, dir, name)).map(|()| None),
+        }
+    }
+
+    /// Makes the object in the work directory, with all that belongs to it, and moves it into place.
+    fn make_by_way_of_work(&self, caller: &Caller, target: &Target<'_>, what: What<'_>) -> Result<Option<OwnedFd>> {
+        let replaces = self.check_free(target)?;
+        let work = self.work()?;
+        let temporary = work.temporary();
+        let file = self.prepare(caller, work, &temporary, target, what)?;
+        let is_dir = what.kind() == Kind::Dir;
+        if is_dir && !target.parent.lowers().is_empty() {
+            // Opaque from its first visible moment.
+            self.set_opaque(temporary.at())?;
+        }
+        let to = (target.dir, target.name);
+        match replaces {
+            Replaces::Nothing => match sys::rename(temporary.pair(), to, RenameFlags::NOREPLACE) {
+                Err(Errno::EINVAL) => sys::renamed(temporary.pair(), to)?,
+                result => result?,
+            },
+            Replaces::Whiteout if is_dir => {
+                sys::rename(temporary.pair(), to, RenameFlags::EXCHANGE)?;
+                // The whiteout, now in the work directory, goes with the temporary name.
+                return Ok(file);
+            }
+            Replaces::Whiteout => sys::renamed(temporary.pair(), to)?,
+        }
+        temporary.publish();
+        Ok(file)
+    }
+
+    fn prepare(
+        &self,
+        caller: &Caller,
+        work: &WorkDir,
+        temporary: &Temporary<'_>,
+        target: &Target<'_>,
+        what: What<'_>,
+    ) -> Result<Option<OwnedFd>> {
+        let (dir, name) = temporary.pair();
+        let file = match what {
+            What::Link(node) => {
+                self.with_real(node, |at, _| sys::link(at, work.fd(), name))?;
+                return Ok(None);
+            }
+            What::Symlink(link) => {
+                sys::symlink(link, dir, name)?;
+                None
+            }
+            What::Node { kind, mode, rdev } => {
+                sys::set_umask(0)?;
+                make_node(dir, name, kind, mode & 0o700, rdev)?
+            }
+        };
+        let at = file.as_ref().map_or(temporary.at(), |file| At::Fd(file.as_fd()));
+        let parent = sys::stat(At::Fd(target.dir))?;
+        let inherits_group = parent.mode & libc::S_ISGID != 0;
+        let gid = if inherits_group { parent.gid } else { caller.gid };
+        let made = sys::stat(at)?;
+        if (made.uid, made.gid) != (caller.uid, gid) {
+            sys::chown(at, Some(caller.uid), Some(gid))?;
+        }
+        if let What::Node { kind, mode, .. } = what {
+            let mode = mode & 0o7777 | if inherits_group && kind == Kind::Dir { libc::S_ISGID } else { 0 };
+            let mode = self.inherit_acl(at, target, kind, mode, caller.umask)?;
+            sys::chmod(at, mode)?;
+        }
+        Ok(file)
+    }
+
+    /// Gives a new object the ACLs that it inherits, and returns its mode: cut by the umask only where there are none.
+    fn inherit_acl(&self, at: At<'_>, target: &Target<'_>, kind: Kind, mode: u32, umask: u32) -> Result<u32> {
+        let Some(parent) = &target.parent.dir else { return Ok(mode & !umask) };
+        let read = || super::xattr::value(At::Fd(target.dir), ACL_DEFAULT);
+        if !known(&parent.default_acl, || Ok(read()?.is_some()))? {
+            return Ok(mode & !umask);
+        }
+        let Some(value) = read()? else { return Ok(mode & !umask) };
+        let default = Acl::parse(&value).ok_or(Errno::EIO)?;
+        let (access, mode) = default.inherit(mode);
+        if let Some(access) = access {
+            sys::set_xattr(at, OsStr::new(ACL_ACCESS), &access.to_xattr(), 0)?;
+        }
+        if kind == Kind::Dir {
+            sys::set_xattr(at, OsStr::new(ACL_DEFAULT), &value, 0)?;
+        }
+        Ok(mode)
+    }
+
+    /// What the upper has under a name that the union shows nothing under. `EEXIST` if there is an object after all.
+    fn check_free(&self, target: &Target<'_>) -> Result<Replaces> {
+        let at = At::Name(target.dir, target.name);
+        match sys::stat(at) {
+            Err(Errno::ENOENT) => Ok(Replaces::Nothing),
+            Err(errno) => Err(errno),
+            Ok(stat) if self.is_whiteout(at, &stat, false)? => Ok(Replaces::Whiteout),
+            Ok(_) => Err(Errno::EEXIST),
+        }
+    }
+}
+
+/// Where an object is to be made.
+struct Target<'a> {
+    parent: &'a Arc<Node>,
+    /// The parent's directory in the upper.
+    dir: BorrowedFd<'a>,
+    name: &'a OsStr,
+}
+
+/// What a new object takes the place of in the upper.
+enum Replaces {
+    Nothing,
+    Whiteout,
+}
+
+/// Makes a node; a regular file is returned open.
+fn make_node(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind, mode: u32, rdev: u64) -> Result<Option<OwnedFd>> {
+    match kind {
+        Kind::File => {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+            sys::open(dir, name, flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)
+        }
+        Kind::Dir => sys::mkdir(dir, name, mode).map(|()| None),
+        kind => sys::mknod(dir, name, kind, mode, rdev).map(|()| None),
+    }
+}

@@ -1,0 +1,176 @@
+//! The contents of files: read, write, sync, space.
+//!
+//! The kernel keeps no file handles with us (opens cost no message), so each request finds its real file through the
+//! node: a descriptor that is pinned, one that is cached, or one that is opened now. Answers to the kernel's
+//! `fs/overlayfs/file.c`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::config::Fsync;
+use super::node::{Node, NodeId, Place, State, UPPER};
+use super::superblock::Overlay;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
+
+/// Whether a write also takes suid, sgid and capabilities away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privileges {
+    /// They stay.
+    Keep,
+    /// They go.
+    Kill,
+}
+
+impl Overlay {
+    /// The node's real file, open for reading.
+    pub(super) fn open_reader(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.writers.get(&node.id).or_else(|| self.readers.get(&node.id)) {
+            return Ok(fd);
+        }
+        let state = node.state.read();
+        if let Some(fd) = &state.pins.open {
+            return Ok(fd.clone());
+        }
+        let fd = Arc::new(if state.layer == UPPER {
+            self.open_real(&state, OFlags::RDONLY)?
+        } else {
+            // Reading must not change a lower layer. The owner and the privileged may say so.
+            match self.open_real(&state, OFlags::RDONLY | OFlags::NOATIME) {
+                Err(Errno::EPERM) => self.open_real(&state, OFlags::RDONLY)?,
+                result => result?,
+            }
+        });
+        // While the state is held: a copy-up cannot make the descriptor one of the past in between.
+        self.readers.insert(node.id, fd.clone());
+        Ok(fd)
+    }
+
+    /// The node's real file in the upper, open for reading and writing, after a copy-up if it takes one.
+    pub(super) fn open_writer(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.writers.get(&node.id) {
+            return Ok(fd);
+        }
+        self.copy_up(node)?;
+        let state = node.state.read();
+        if let Some(fd) = &state.pins.open {
+            return Ok(fd.clone());
+        }
+        let fd = Arc::new(self.open_real(&state, OFlags::RDWR)?);
+        self.writers.insert(node.id, fd.clone());
+        Ok(fd)
+    }
+
+    fn open_real(&self, state: &State, flags: OFlags) -> Result<OwnedFd> {
+        // A fifo would wait for its other end.
+        let flags = flags | OFlags::NONBLOCK;
+        match &state.place {
+            Place::In { parent, name } => {
+                let dir = self.dir_fd(parent, state.layer)?;
+                sys::open(dir.as_fd(), name, flags, Mode::empty())
+            }
+            Place::Gone => sys::reopen(state.pins.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
+            Place::Root => Err(Errno::EISDIR),
+        }
+    }
+
+    fn file(&self, id: NodeId) -> Result<Arc<Node>> {
+        let node = self.node(id)?;
+        match node.kind {
+            Kind::File => Ok(node),
+            Kind::Dir => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Reads up to a buffer full of a file; returns how many bytes there were.
+    pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let node = self.file(id)?;
+        let fd = self.open_reader(&node)?;
+        sys::pread(fd.as_fd(), buffer, offset)
+    }
+
+    /// Writes to a file, which is copied up first if it is in a lower layer. Returns how many bytes fitted.
+    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], privileges: Privileges) -> Result<usize> {
+        let node = self.file(id)?;
+        let fd = self.open_writer(&node)?;
+        let written = sys::pwrite(fd.as_fd(), data, offset)?;
+        if privileges == Privileges::Kill {
+            self.kill_privileges(At::Fd(fd.as_fd()))?;
+        }
+        Ok(written)
+    }
+
+    /// Clears suid, and sgid where the group may execute. The capability goes with every write of the server itself.
+    pub(super) fn kill_privileges(&self, at: At<'_>) -> Result<()> {
+        let mode = sys::stat(at)?.mode;
+        let mut cleared = mode & !libc::S_ISUID;
+        if mode & libc::S_IXGRP != 0 {
+            cleared &= !libc::S_ISGID;
+        }
+        if cleared == mode { Ok(()) } else { sys::chmod(at, cleared) }
+    }
+
+    /// Syncs a file: nothing to do for one that was never copied up, nor in a volatile union.
+    pub fn fsync(&self, id: NodeId, data_only: bool) -> Result<()> {
+        let node = self.node(id)?;
+        if self.fsync == Fsync::Volatile || !node.in_upper() {
+            return Ok(());
+        }
+        if node.kind == Kind::Dir {
+            let fd = self.dir_fd(&node, UPPER)?;
+            return match sys::sync_all(fd.as_fd()) {
+                // Opened `O_PATH`, for want of the right to read it.
+                Err(Errno::EBADF) => sys::syncfs(self.work()?.fd()),
+                result => result,
+            };
+        }
+        let fd = self.open_reader(&node)?;
+        if data_only { sys::sync_data(fd.as_fd()) } else { sys::sync_all(fd.as_fd()) }
+    }
+
+    /// `fallocate(2)` with any mode that the upper's file system knows.
+    pub fn fallocate(&self, id: NodeId, mode: i32, offset: u64, length: u64, privileges: Privileges) -> Result<()> {
+        let node = self.file(id)?;
+        let fd = self.open_writer(&node)?;
+        sys::fallocate(fd.as_fd(), mode, offset, length)?;
+        match privileges {
+            Privileges::Kill => self.kill_privileges(At::Fd(fd.as_fd())),
+            Privileges::Keep => Ok(()),
+        }
+    }
+
+    /// `lseek(2)` for `SEEK_DATA` and `SEEK_HOLE`. `ENXIO` where there is no more of either.
+    pub fn seek(&self, id: NodeId, offset: i64, whence: i32) -> Result<u64> {
+        let node = self.file(id)?;
+        let fd = self.open_reader(&node)?;
+        sys::seek(fd.as_fd(), offset, whence)
+    }
+
+    /// `copy_file_range(2)` between two files of the union. May copy less than asked for.
+    pub fn copy_file_range(&self, from: (NodeId, u64), to: (NodeId, u64), length: usize) -> Result<usize> {
+        let (source, target) = (self.file(from.0)?, self.file(to.0)?);
+        let target = self.open_writer(&target)?;
+        // After the target: if both are one file, it has been copied up by now.
+        let source = self.open_reader(&source)?;
+        sys::copy_range(source.as_fd(), from.1, target.as_fd(), to.1, length)
+    }
+
+    /// One of the `FS_IOC_*FLAGS` ioctls. Those that set copy up first.
+    pub fn file_attr(&self, id: NodeId, command: u32, data: &mut [u8; 32], sets: bool) -> Result<()> {
+        let node = self.node(id)?;
+        let fd = match node.kind {
+            Kind::File if sets => self.open_writer(&node)?,
+            Kind::File => self.open_reader(&node)?,
+            Kind::Dir => {
+                if sets {
+                    self.copy_up(&node)?;
+                }
+                let layer = node.state.read().layer;
+                self.dir_fd(&node, layer)?
+            }
+            _ => return Err(Errno::ENOTTY),
+        };
+        sys::file_attr_ioctl(fd.as_fd(), command, data)
+    }
+}

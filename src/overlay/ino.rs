@@ -1,0 +1,87 @@
+//! The inode numbers that callers see.
+//!
+//! Answers to the kernel's `ovl_map_dev_ino`: with all layers on one file system the real numbers; with several, the file
+//! system's position in the high bits (`xino`), because one mount has one `st_dev`. Where the bits do not suffice, a
+//! number that is made up and does not persist.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::config::Xino;
+use super::layer::Layers;
+
+/// How real inode numbers become the union's.
+#[derive(Debug)]
+pub(super) struct InodeNumbers {
+    /// How many high bits tell the file system; none when all layers lie on one.
+    bits: u32,
+    /// Made-up numbers are counted from here.
+    next: AtomicU64,
+}
+
+impl InodeNumbers {
+    /// The scheme for these layers, with the kernel's choice of bits.
+    pub fn new(layers: &Layers, xino: Xino) -> InodeNumbers {
+        // Position 0 is the upper's file system, or nothing in a union without an upper.
+        let count = layers.filesystems.len() + usize::from(layers.upper.is_none());
+        let single = layers.filesystems.len() <= 1;
+        let bits = match xino {
+            _ if single => 0,
+            Xino::On | Xino::Auto => (count.max(2) - 1).ilog2() + 2,
+            // One bit: what is not on the first file system gets made-up numbers.
+            Xino::Off => 1,
+        };
+        InodeNumbers { bits, next: AtomicU64::new(1) }
+    }
+
+    /// The union's number of a real object; `None` if one must be made up.
+    pub fn persistent(&self, layers: &Layers, dev: u64, ino: u64) -> Option<u64> {
+        let position = layers.filesystem(dev).map(|(position, _)| position as u64 + u64::from(layers.upper.is_none()));
+        if self.bits == 0 {
+            return position.map(|_| ino);
+        }
+        let shift = 64 - self.bits;
+        let position = position?;
+        if ino >> shift != 0 || (self.bits == 1 && position != 0) {
+            return None;
+        }
+        if self.bits == 1 { Some(ino) } else { Some(ino | (position << (shift + 1))) }
+    }
+
+    /// A number that no real object gets and that was not given before.
+    pub fn made_up(&self) -> u64 {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let shift = if self.bits == 0 { 63 } else { 64 - self.bits };
+        n | (1 << shift)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layer::FileSystem;
+    use super::*;
+
+    fn layers(devs: &[u64]) -> Layers {
+        let filesystems = devs.iter().map(|dev| FileSystem { dev: *dev, magic: 0, uuid: [0; 16] }).collect();
+        Layers { upper: None, lowers: Vec::new(), filesystems }
+    }
+
+    #[test]
+    fn one_file_system_keeps_its_numbers() {
+        let layers = layers(&[5]);
+        let numbers = InodeNumbers::new(&layers, Xino::Auto);
+        assert_eq!(numbers.persistent(&layers, 5, u64::MAX), Some(u64::MAX));
+        assert_eq!(numbers.persistent(&layers, 6, 1), None);
+    }
+
+    #[test]
+    fn several_file_systems_never_share_a_number() {
+        let layers = layers(&[5, 6]);
+        let numbers = InodeNumbers::new(&layers, Xino::Auto);
+        let a = numbers.persistent(&layers, 5, 77);
+        let b = numbers.persistent(&layers, 6, 77);
+        assert!(a.is_some() && b.is_some() && a != b);
+        assert_eq!(numbers.persistent(&layers, 6, 1 << 62), None);
+        let made_up = numbers.made_up();
+        assert!(Some(made_up) != a && Some(made_up) != b && made_up != numbers.made_up());
+    }
+}

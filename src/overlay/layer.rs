@@ -1,0 +1,53 @@
+//! The opened layers and the file systems that they lie on.
+//!
+//! Every layer is opened before the union is mounted and reached through that descriptor alone from then on, so the
+//! mount point may be a layer or lie above one.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::node::{LayerIndex, UPPER};
+
+/// One opened layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub root: Arc<OwnedFd>,
+    /// Which of [`Layers::filesystems`] it lies on.
+    pub fs: usize,
+    /// For messages only.
+    pub path: PathBuf,
+}
+
+/// A file system under the union.
+#[derive(Debug)]
+pub(super) struct FileSystem {
+    pub dev: u64,
+    /// Its type (`statfs(2)`).
+    pub magic: u64,
+    /// Its UUID, zeroes if it has none or the kernel does not tell.
+    pub uuid: [u8; 16],
+}
+
+/// All layers: the upper, if there is one, and the lowers, topmost first.
+#[derive(Debug)]
+pub(super) struct Layers {
+    pub upper: Option<Layer>,
+    pub lowers: Vec<Layer>,
+    pub filesystems: Vec<FileSystem>,
+}
+
+impl Layers {
+    /// A layer by its position; `None` for the upper of a union without one.
+    pub fn get(&self, index: LayerIndex) -> Option<&Layer> {
+        match index {
+            UPPER => self.upper.as_ref(),
+            _ => self.lowers.get(usize::from(index) - 1),
+        }
+    }
+
+    /// The file system of a device, if a layer lies on it.
+    pub fn filesystem(&self, dev: u64) -> Option<(usize, &FileSystem)> {
+        self.filesystems.iter().enumerate().find(|(_, fs)| fs.dev == dev)
+    }
+}

@@ -1,0 +1,196 @@
+//! A node: what the kernel knows by a number, an object of the union.
+//!
+//! Owns: where a node is (its place), which layer holds it (its real object), and the locks of both.
+//! Answers to the kernel's `ovl_entry.h` and `ovl_inode`.
+//!
+//! A node stays the same over copy-up and rename. All names of one upper inode are one node; the names of a lower inode
+//! with several links are a node each, because each is copied up on its own (the kernel's `index=off`).
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::sys::{Kind, Stat};
+
+/// The number by which the kernel knows a node. Never used twice in the life of a mount.
+pub type NodeId = u64;
+
+/// The root's number, which the FUSE protocol fixes.
+pub const ROOT_ID: NodeId = 1;
+
+/// A layer's position in the stack: 0 is the upper, 1 the topmost lower.
+pub type LayerIndex = u16;
+
+/// The upper's position, also in a union that has none.
+pub const UPPER: LayerIndex = 0;
+
+/// An object of the union.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// What it is. Never changes; another kind under the same name is another node.
+    pub kind: Kind,
+    /// The inode number that callers see.
+    pub ino: u64,
+    /// Held while this node's data is copied up. Lock order: first of all, and never two at once.
+    pub(super) copying: Mutex<()>,
+    /// Where and what it is. Lock order: after the `names` of its parent. A file's may be held while the rename lock is
+    /// taken, a directory's never.
+    pub(super) state: RwLock<State>,
+    /// What only directories have.
+    pub(super) dir: Option<Box<DirState>>,
+}
+
+/// Where a node is and which real object stands for it.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Where its name is.
+    pub place: Place,
+    /// The topmost layer that holds it.
+    pub layer: LayerIndex,
+    /// The identity of the real object in that layer.
+    pub real: RealId,
+    /// Descriptors that must stay open as long as the kernel knows the node.
+    pub pins: Pins,
+}
+
+/// Where a node's name is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// The root of the union.
+    Root,
+    /// A name in a directory.
+    In { parent: Arc<Node>, name: Arc<OsStr> },
+    /// Its name was removed; `Pins::object` is the way to it.
+    Gone,
+}
+
+/// Device and inode number of a real object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RealId {
+    pub dev: u64,
+    pub ino: u64,
+}
+
+impl RealId {
+    pub fn of(stat: &Stat) -> RealId {
+        RealId { dev: stat.dev, ino: stat.ino }
+    }
+}
+
+/// Descriptors that outlive the caches.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    /// The object itself (`O_PATH`), once it has no name.
+    pub object: Option<Arc<OwnedFd>>,
+    /// Open for reading and writing, where the mode would refuse to open it again.
+    pub open: Option<Arc<OwnedFd>>,
+}
+
+/// What only directories have.
+#[derive(Debug, Default)]
+pub(super) struct DirState {
+    /// Held for writing while a name in this directory comes, goes or is published by a copy-up, for reading while one
+    /// is looked up; two are taken in order of their ids. Lock order: after `copying`, before the rename lock.
+    pub names: RwLock<()>,
+    /// The lower directories that are merged here, topmost first.
+    pub lowers: RwLock<Arc<[LowerDir]>>,
+    /// Whether the upper directory carries the impure mark: 0 unknown, 1 no, 2 yes.
+    pub impure: AtomicU8,
+    /// Whether the upper directory has a default ACL: 0 unknown, 1 no, 2 yes.
+    pub default_acl: AtomicU8,
+}
+
+/// One lower directory of a merged directory.
+#[derive(Debug, Default)]
+pub(super) struct LowerDir {
+    pub layer: LayerIndex,
+    /// The inode number of this directory, 0 if it was not looked at.
+    pub ino: u64,
+    /// Whether whiteouts in it can be regular files with a mark (`opaque` is `x`).
+    pub xwhiteouts: bool,
+    /// Whether it holds `.wh.` names: 0 unknown, 1 no, 2 yes.
+    pub wh_names: AtomicU8,
+}
+
+impl Clone for LowerDir {
+    fn clone(&self) -> LowerDir {
+        LowerDir {
+            layer: self.layer,
+            ino: self.ino,
+            xwhiteouts: self.xwhiteouts,
+            wh_names: AtomicU8::new(self.wh_names.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// A yes or no that is found out once.
+pub(super) fn known(
+    flag: &AtomicU8,
+    find_out: impl FnOnce() -> crate::errno::Result<bool>,
+) -> crate::errno::Result<bool> {
+    match flag.load(Ordering::Relaxed) {
+        1 => Ok(false),
+        2 => Ok(true),
+        _ => {
+            let answer = find_out()?;
+            flag.store(if answer { 2 } else { 1 }, Ordering::Relaxed);
+            Ok(answer)
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn new(id: NodeId, kind: Kind, ino: u64, place: Place, layer: LayerIndex, real: RealId) -> Node {
+        Node {
+            id,
+            kind,
+            ino,
+            copying: Mutex::new(()),
+            state: RwLock::new(State { place, layer, real, pins: Pins::default() }),
+            dir: (kind == Kind::Dir).then(Box::default),
+        }
+    }
+
+    /// Whether the upper holds it.
+    pub(super) fn in_upper(&self) -> bool {
+        self.state.read().layer == UPPER
+    }
+
+    /// Its place, as it is now.
+    pub(super) fn place(&self) -> Place {
+        self.state.read().place.clone()
+    }
+
+    /// Its parent and name, if it has a name.
+    pub(super) fn named(&self) -> Option<(Arc<Node>, Arc<OsStr>)> {
+        match &self.state.read().place {
+            Place::In { parent, name } => Some((parent.clone(), name.clone())),
+            Place::Root | Place::Gone => None,
+        }
+    }
+
+    /// The lower directories merged here; none for what is no directory.
+    pub(super) fn lowers(&self) -> Arc<[LowerDir]> {
+        self.dir.as_ref().map_or_else(|| Arc::from([]), |dir| dir.lowers.read().clone())
+    }
+
+    /// Whether several real directories are merged here.
+    pub(super) fn is_merged(&self) -> bool {
+        self.dir.as_ref().is_some_and(|dir| {
+            let lowers = dir.lowers.read().len();
+            lowers > 1 || (lowers == 1 && self.in_upper())
+        })
+    }
+}
+
+impl Place {
+    /// Whether this is that name in that directory.
+    pub fn is(&self, dir: &Node, child: &OsStr) -> bool {
+        matches!(self, Place::In { parent, name } if parent.id == dir.id && **name == *child)
+    }
+}

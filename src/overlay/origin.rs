@@ -1,0 +1,105 @@
+//! The origin mark: which lower inode an upper file was copied from, in the kernel's form (`struct ovl_fb`).
+//!
+//! Must never trust the bytes: a layer may have come from anywhere.
+
+use crate::sys::FileHandle;
+
+const VERSION: u8 = 0;
+const MAGIC: u8 = 0xfb;
+const HEADER: usize = 21;
+const FLAG_BIG_ENDIAN: u8 = 1;
+const FLAG_ANY_ENDIAN: u8 = 2;
+const FLAG_PATH_UPPER: u8 = 4;
+
+/// A file handle with the file system that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub uuid: [u8; 16],
+    pub handle: FileHandle,
+}
+
+impl Origin {
+    /// The bytes of the mark; `None` when the handle does not fit the form.
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let len = u8::try_from(HEADER + self.handle.bytes.len()).ok()?;
+        let kind = u8::try_from(self.handle.kind).ok()?;
+        let endian = if cfg!(target_endian = "big") { FLAG_BIG_ENDIAN } else { 0 };
+        let mut mark = vec![VERSION, MAGIC, len, endian, kind];
+        mark.extend_from_slice(&self.uuid);
+        mark.extend_from_slice(&self.handle.bytes);
+        Some(mark)
+    }
+
+    /// The origin that a mark names; `None` when it is empty, foreign, or of another byte order.
+    pub fn decode(mark: &[u8]) -> Option<Origin> {
+        let (header, bytes) = mark.split_first_chunk::<HEADER>()?;
+        let [version, magic, len, flags, kind, uuid @ ..] = header;
+        let endian = flags & FLAG_BIG_ENDIAN != 0;
+        if *version != VERSION
+            || *magic != MAGIC
+            || usize::from(*len) != mark.len()
+            || flags & !(FLAG_BIG_ENDIAN | FLAG_ANY_ENDIAN | FLAG_PATH_UPPER) != 0
+            || (flags & FLAG_ANY_ENDIAN == 0 && endian != cfg!(target_endian = "big"))
+        {
+            return None;
+        }
+        Some(Origin { uuid: *uuid, handle: FileHandle { kind: i32::from(*kind), bytes: bytes.to_vec() } })
+    }
+}
+
+const MAGIC_EXT: u64 = 0xef53;
+const MAGIC_XFS: u64 = 0x5846_5342;
+const MAGIC_TMPFS: u64 = 0x0102_1994;
+const MAGIC_BTRFS: u64 = 0x9123_683e;
+
+/// The inode number in a handle, for the file systems whose handles are known to carry it. Needs no privilege, where
+/// opening by handle does.
+pub(super) fn inode_of(handle: &FileHandle, magic: u64) -> Option<u64> {
+    let word = |i: usize| {
+        let bytes = handle.bytes.get(i * 4..i * 4 + 4)?;
+        Some(u64::from(u32::from_ne_bytes(bytes.try_into().ok()?)))
+    };
+    let long = |i: usize| Some(u64::from_ne_bytes(handle.bytes.get(i..i + 8)?.try_into().ok()?));
+    match (magic, handle.kind, handle.bytes.len()) {
+        (MAGIC_EXT | MAGIC_XFS, 1, 8) => word(0),
+        (MAGIC_XFS, 0x81, 12..) => long(0),
+        (MAGIC_TMPFS, 1, 12) => Some(word(1)? | (word(2)? << 32)),
+        (MAGIC_BTRFS, 0x4d, 20) => long(0),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_comes_back() {
+        let origin = Origin { uuid: [7; 16], handle: FileHandle { kind: 1, bytes: vec![1, 2, 3, 4, 5, 6, 7, 8] } };
+        let mark = origin.encode().unwrap();
+        assert_eq!(mark.len(), 29);
+        assert_eq!(mark[..5], [0, 0xfb, 29, 0, 1]);
+        assert_eq!(Origin::decode(&mark), Some(origin));
+    }
+
+    #[test]
+    fn hostile_marks_are_unknown() {
+        let good = Origin { uuid: [0; 16], handle: FileHandle { kind: 1, bytes: vec![0; 8] } }.encode().unwrap();
+        assert_eq!(Origin::decode(b""), None);
+        assert_eq!(Origin::decode(&good[..20]), None);
+        for (at, value) in [(0, 1), (1, 0xfa), (2, 30), (3, 0x80), (3, 1)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            assert_eq!(Origin::decode(&bad), None, "byte {at} = {value}");
+        }
+    }
+
+    #[test]
+    fn inode_numbers_are_read_from_known_handles_only() {
+        let handle = |kind, bytes: &[u8]| FileHandle { kind, bytes: bytes.to_vec() };
+        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0, 9, 9, 9, 9]), MAGIC_EXT), Some(5));
+        assert_eq!(inode_of(&handle(1, &[9, 9, 9, 9, 5, 0, 0, 0, 1, 0, 0, 0]), MAGIC_TMPFS), Some(5 | 1 << 32));
+        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0]), MAGIC_EXT), None);
+        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0, 9, 9, 9, 9]), 0x6969), None);
+    }
+}

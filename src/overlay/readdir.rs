@@ -1,0 +1,302 @@
+//! Merged listings.
+//!
+//! Answers to the kernel's `fs/overlayfs/readdir.c`. A listing has each visible name once, in the order of a keyed hash of
+//! the name; the hash is also the cookie with which a reader goes on. So no state has to be kept for a reader: a listing
+//! can be built anew at any time and continues where it was, whatever came or went meanwhile.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::node::{LayerIndex, LowerDir, Node, NodeId, UPPER};
+use super::resolve::From;
+use super::superblock::{Caller, Entry, Overlay};
+use super::whiteout::{WH_OPAQUE, WH_PREFIX, is_wh_name};
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind};
+
+/// Cookies below this one are for `.` and `..`.
+const FIRST_COOKIE: u64 = 3;
+
+/// One name of a directory, as a reader gets it.
+#[derive(Debug)]
+pub struct Dirent<'a> {
+    /// The name.
+    pub name: &'a OsStr,
+    /// The inode number that a lookup would give.
+    pub ino: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// With this a reader goes on after the entry.
+    pub cookie: u64,
+}
+
+/// Whether a reader wants more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// The entry was taken.
+    Taken,
+    /// The entry did not fit.
+    Full,
+}
+
+#[derive(Debug)]
+struct ListedName {
+    cookie: u64,
+    name: OsString,
+    /// The topmost layer that has it.
+    layer: LayerIndex,
+    /// The real inode number in that layer.
+    ino: u64,
+    kind: Kind,
+}
+
+/// All visible names of a directory.
+#[derive(Debug)]
+pub(super) struct Listing(Vec<ListedName>);
+
+/// Listings that somebody is in the middle of. A leaf of the lock order.
+#[derive(Debug)]
+pub(super) struct Listings {
+    lru: Mutex<LruCache<NodeId, Arc<Listing>>>,
+    hasher: RandomState,
+}
+
+impl Default for Listings {
+    fn default() -> Listings {
+        const SIMULTANEOUS_READERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(31);
+        Listings { lru: Mutex::new(LruCache::new(SIMULTANEOUS_READERS)), hasher: RandomState::new() }
+    }
+}
+
+impl Listings {
+    fn get(&self, id: NodeId) -> Option<Arc<Listing>> {
+        self.lru.lock().get(&id).cloned()
+    }
+
+    fn keep(&self, id: NodeId, listing: Arc<Listing>) {
+        let displaced = self.lru.lock().push(id, listing);
+        drop(displaced);
+    }
+
+    /// The directory changed, or nobody reads it any more.
+    pub fn forget(&self, id: NodeId) {
+        let forgotten = self.lru.lock().pop(&id);
+        drop(forgotten);
+    }
+
+    fn cookie(&self, name: &OsStr) -> u64 {
+        // Positions are signed, and the first few are taken.
+        (self.hasher.hash_one(name.as_bytes()) >> 1).max(FIRST_COOKIE)
+    }
+}
+
+impl Overlay {
+    /// Lists a directory from a cookie on (0 for the start), `.` and `..` first, until `each` is full.
+    pub fn readdir(&self, id: NodeId, cookie: u64, each: &mut dyn FnMut(&Dirent<'_>) -> Room) -> Result<()> {
+        self.list(id, cookie, &mut |parent, listed| {
+            let Some(ino) = self.listed_number(parent, listed)? else { return Ok(Room::Taken) };
+            Ok(each(&Dirent { name: &listed.name, ino, kind: listed.kind, cookie: listed.cookie }))
+        })
+    }
+
+    /// The same with a lookup of every name but `.` and `..`, which have no entry. `room` is asked before each lookup; an
+    /// entry that `each` gets counts as a lookup.
+    pub fn readdirplus(
+        &self,
+        _caller: &Caller,
+        id: NodeId,
+        cookie: u64,
+        room: &mut dyn FnMut(&OsStr) -> Room,
+        each: &mut dyn FnMut(&Dirent<'_>, Option<&Entry>),
+    ) -> Result<()> {
+        let state = std::cell::RefCell::new((room, each));
+        self.list(id, cookie, &mut |parent, listed| {
+            let (room, each) = &mut *state.borrow_mut();
+            if room(&listed.name) == Room::Full {
+                return Ok(Room::Full);
+            }
+            let dirent = |ino| Dirent { name: &listed.name, ino, kind: listed.kind, cookie: listed.cookie };
+            if listed.cookie < FIRST_COOKIE {
+                each(&dirent(listed.ino), None);
+                return Ok(Room::Taken);
+            }
+            // What is gone by now, or cannot be looked at, is left out as a lookup would.
+            if let Ok(Some(found)) = self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
+                let kind = found.stat.kind();
+                let entry = self.enter(parent, &listed.name, found)?;
+                each(&Dirent { kind, ..dirent(entry.attr.ino) }, Some(&entry));
+            }
+            Ok(Room::Taken)
+        })
+    }
+
+    /// Calls `each` for the names after a cookie, until it is full. The names cannot change meanwhile.
+    fn list(
+        &self,
+        id: NodeId,
+        cookie: u64,
+        each: &mut dyn FnMut(&Arc<Node>, &ListedName) -> Result<Room>,
+    ) -> Result<()> {
+        let node = self.node(id)?;
+        let parent_ino = node.named().map_or(node.ino, |(parent, _)| parent.ino);
+        let _names = self.names(&node)?.read();
+        for (cookie_of, name, ino) in [(1, ".", node.ino), (2, "..", parent_ino)] {
+            if cookie < cookie_of {
+                let dots = ListedName { cookie: cookie_of, name: name.into(), layer: UPPER, ino, kind: Kind::Dir };
+                if each(&node, &dots)? == Room::Full {
+                    return Ok(());
+                }
+            }
+        }
+        let listing = match self.listings.get(id).filter(|_| cookie != 0) {
+            Some(listing) => listing,
+            None => {
+                let listing = Arc::new(self.build_listing(&node)?);
+                self.listings.keep(id, listing.clone());
+                listing
+            }
+        };
+        let start = listing.0.partition_point(|listed| listed.cookie <= cookie);
+        for listed in listing.0.get(start..).unwrap_or_default() {
+            if each(&node, listed)? == Room::Full {
+                return Ok(());
+            }
+        }
+        self.listings.forget(id);
+        Ok(())
+    }
+
+    /// Whether the union shows nothing in a directory. Call with its names locked.
+    pub(super) fn is_empty(&self, node: &Arc<Node>) -> Result<bool> {
+        Ok(self.build_listing(node)?.0.is_empty())
+    }
+
+    fn build_listing(&self, node: &Arc<Node>) -> Result<Listing> {
+        let mut merge = Merge { overlay: self, node, names: Vec::new(), seen: HashMap::new() };
+        let lowers = node.lowers();
+        if node.in_upper() {
+            let only = lowers.is_empty();
+            if merge.add(&LowerDir::default(), only)? == Opaque::Yes {
+                return Ok(merge.finish());
+            }
+        }
+        for (position, lower) in lowers.iter().enumerate() {
+            let only = lowers.len() == 1 && !node.in_upper();
+            match merge.add(lower, only) {
+                Ok(Opaque::Yes) => break,
+                Ok(Opaque::No) => {}
+                // The layer changed behind the mount.
+                Err(Errno::ENOENT | Errno::ENOTDIR) if position > 0 || node.in_upper() => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(merge.finish())
+    }
+
+    /// The inode number that a lookup would give, without one where that is sure; `None` for a name that is gone.
+    fn listed_number(&self, parent: &Arc<Node>, listed: &ListedName) -> Result<Option<u64>> {
+        if listed.cookie < FIRST_COOKIE {
+            return Ok(Some(listed.ino));
+        }
+        // The upper's own number holds for what was neither copied up nor merged.
+        let own = listed.layer != UPPER || (parent.lowers().is_empty() && !self.is_impure(parent)?);
+        if own {
+            let dev =
+                self.layers.get(listed.layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.dev);
+            if let Some(number) = dev.and_then(|dev| self.numbers.persistent(&self.layers, dev, listed.ino)) {
+                return Ok(Some(number));
+            }
+        }
+        let Ok(Some(found)) = self.resolve(parent, &listed.name, From::Layer(listed.layer)) else { return Ok(None) };
+        let entry = self.enter(parent, &listed.name, found)?;
+        self.forget(entry.id, 1);
+        Ok(Some(entry.attr.ino))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opaque {
+    No,
+    Yes,
+}
+
+/// A listing in the making.
+struct Merge<'a> {
+    overlay: &'a Overlay,
+    node: &'a Arc<Node>,
+    names: Vec<ListedName>,
+    /// Names that layers above have, or hide.
+    seen: HashMap<OsString, ()>,
+}
+
+impl Merge<'_> {
+    /// Adds what one layer has, under what the layers above have. `only`: there is no other layer.
+    fn add(&mut self, lower: &LowerDir, only: bool) -> Result<Opaque> {
+        let layer = lower.layer;
+        let overlay = self.overlay;
+        let fd = overlay.dir_fd(self.node, layer)?;
+        let wh_names = overlay.reads_wh_names(layer);
+        let mut hidden: Vec<OsString> = Vec::new();
+        let mut opaque = Opaque::No;
+        let mut any_wh = false;
+        sys::read_dir(fd.as_fd(), |entry| {
+            if wh_names && is_wh_name(entry.name) {
+                any_wh = true;
+                if entry.name == WH_OPAQUE {
+                    opaque = Opaque::Yes;
+                } else if let Some(name) = entry.name.as_bytes().get(WH_PREFIX.len()..) {
+                    hidden.push(OsStr::from_bytes(name).to_owned());
+                }
+                return Ok(());
+            }
+            if !only && self.seen.contains_key(entry.name) {
+                return Ok(());
+            }
+            let at = At::Name(fd.as_fd(), entry.name);
+            let (kind, whiteout) = match entry.kind {
+                Some(Kind::Char) | None => {
+                    let stat = match sys::stat(at) {
+                        Ok(stat) => stat,
+                        Err(Errno::ENOENT) => return Ok(()),
+                        Err(errno) => return Err(errno),
+                    };
+                    (stat.kind(), overlay.is_whiteout(at, &stat, lower.xwhiteouts)?)
+                }
+                Some(Kind::File) if lower.xwhiteouts => (Kind::File, overlay.is_whiteout(at, &sys::stat(at)?, true)?),
+                Some(kind) => (kind, false),
+            };
+            if !only {
+                self.seen.insert(entry.name.to_owned(), ());
+            }
+            if !whiteout {
+                let cookie = overlay.listings.cookie(entry.name);
+                self.names.push(ListedName { cookie, name: entry.name.to_owned(), layer, ino: entry.ino, kind });
+            }
+            Ok(())
+        })?;
+        if layer != UPPER {
+            lower.wh_names.store(if any_wh { 2 } else { 1 }, Ordering::Relaxed);
+        }
+        self.seen.extend(hidden.into_iter().map(|name| (name, ())));
+        Ok(opaque)
+    }
+
+    fn finish(mut self) -> Listing {
+        self.names.sort_unstable_by(|a, b| (a.cookie, &a.name).cmp(&(b.cookie, &b.name)));
+        let mut last = 0;
+        for listed in &mut self.names {
+            // Two names of one hash: the second goes on one further.
+            listed.cookie = listed.cookie.max(last + 1);
+            last = listed.cookie;
+        }
+        Listing(self.names)
+    }
+}

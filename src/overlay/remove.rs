@@ -1,0 +1,155 @@
+//! Removal: a name goes, and nothing of a lower layer shows in its place, not for a moment.
+//!
+//! Answers to the kernel's `fs/overlayfs/dir.c`: a name that only the upper has is removed there; a name that a lower has,
+//! too, is replaced by a whiteout in one step.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::node::{Node, NodeId, UPPER};
+use super::resolve::{Found, From};
+use super::superblock::{Caller, Overlay};
+use super::table::Key;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, RenameFlags};
+
+impl Overlay {
+    /// Removes a name that is not a directory. `ENOENT`, `EISDIR`.
+    pub fn unlink(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<()> {
+        let parent = self.node(parent)?;
+        self.copy_up(&parent)?;
+        let _names = self.names(&parent)?.write();
+        let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        if found.stat.is_dir() {
+            return Err(Errno::EISDIR);
+        }
+        let node = self.known(&parent, name, &found);
+        let lower = !parent.lowers().is_empty() && self.lower_has(&parent, name)?;
+        self.take_away(&parent, name, &found, node.as_ref(), lower)
+    }
+
+    /// Removes an empty directory: one in which the union shows nothing. `ENOENT`, `ENOTDIR`, `ENOTEMPTY`.
+    pub fn rmdir(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<()> {
+        let parent = self.node(parent)?;
+        self.copy_up(&parent)?;
+        let _names = self.names(&parent)?.write();
+        let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        if !found.stat.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        let layer = found.layer;
+        // A node, so that the directory can be listed; forgotten again below.
+        let entry = self.enter(&parent, name, found)?;
+        let result = self.rmdir_entered(&parent, name, entry.id, layer);
+        self.forget(entry.id, 1);
+        result
+    }
+
+    fn rmdir_entered(&self, parent: &Arc<Node>, name: &OsStr, id: NodeId, layer: u16) -> Result<()> {
+        let node = self.node(id)?;
+        let _inside = self.names(&node)?.write();
+        if !self.is_empty(&node)? {
+            return Err(Errno::ENOTEMPTY);
+        }
+        let lower = !parent.lowers().is_empty() && self.lower_has(parent, name)?;
+        let object = self.dir_fd(&node, layer)?;
+        let dir = self.dir_fd(parent, UPPER)?;
+        if layer == UPPER {
+            self.remove_upper_dir(dir.as_fd(), name, lower)?;
+        } else {
+            self.make_whiteout(dir.as_fd(), name)?;
+        }
+        self.listings.forget(parent.id);
+        let mut state = node.state.write();
+        state.pins.object = Some(object);
+        self.lose_name(&node, &mut state);
+        Ok(())
+    }
+
+    /// Removes an upper directory in which there is nothing but whiteouts.
+    fn remove_upper_dir(&self, dir: sys::BorrowedFd<'_>, name: &OsStr, lower: bool) -> Result<()> {
+        if !lower {
+            match sys::rmdir(dir, name) {
+                Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
+                result => return result,
+            }
+        }
+        let temporary = self.work()?.temporary();
+        // Out of sight at once; its whiteouts, and a whiteout that it was exchanged for, go with the temporary name.
+        if lower {
+            self.replace_by_whiteout((dir, name), temporary.pair())
+        } else {
+            sys::renamed((dir, name), temporary.pair())
+        }
+    }
+
+    /// Takes an object that is not a directory from its name.
+    fn take_away(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        found: &Found,
+        node: Option<&Arc<Node>>,
+        lower: bool,
+    ) -> Result<()> {
+        let dir = self.dir_fd(parent, UPPER)?;
+        let mut state = node.map(|node| node.state.write());
+        if let Some(state) = &mut state
+            && state.place.is(parent, name)
+        {
+            let real = match found.layer {
+                UPPER => dir.clone(),
+                layer => self.dir_fd(parent, layer)?,
+            };
+            self.pin_object(state, real.as_fd(), name)?;
+        }
+        if found.layer != UPPER {
+            self.make_whiteout(dir.as_fd(), name)?;
+        } else if lower {
+            let temporary = self.work()?.temporary();
+            self.replace_by_whiteout((dir.as_fd(), name), temporary.pair())?;
+        } else {
+            sys::unlink(dir.as_fd(), name)?;
+        }
+        self.listings.forget(parent.id);
+        if let (Some(node), Some(mut state)) = (node, state)
+            && state.place.is(parent, name)
+        {
+            self.lose_name(node, &mut state);
+        }
+        Ok(())
+    }
+
+    /// The node of what was found under a name, if the kernel remembers it.
+    pub(super) fn known(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Option<Arc<Node>> {
+        let by_real = self.table.find(&Key::Real(super::node::RealId::of(&found.stat)));
+        if found.layer != UPPER && found.stat.nlink > 1 && found.stat.kind() != Kind::Dir {
+            return self.table.find(&Key::Name(parent.id, Arc::from(name)));
+        }
+        by_real
+    }
+
+    /// Replaces an upper directory that holds nothing but whiteouts by an empty opaque one, so that another directory can
+    /// be renamed over it.
+    pub(super) fn clear_of_whiteouts(&self, dir: sys::BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let inside: OwnedFd = sys::open_dir(dir, name)?;
+        let mut any = false;
+        sys::read_dir(inside.as_fd(), |_| {
+            any = true;
+            Ok(())
+        })?;
+        if !any {
+            return Ok(());
+        }
+        let work = self.work()?;
+        let temporary = work.temporary();
+        let stat = sys::stat(At::Fd(inside.as_fd()))?;
+        sys::mkdir(work.fd(), temporary.name(), 0o700)?;
+        self.give_owner(temporary.at(), &stat)?;
+        self.copy_xattrs(At::Fd(inside.as_fd()), temporary.at(), UPPER)?;
+        sys::chmod(temporary.at(), stat.mode)?;
+        self.set_opaque(temporary.at())?;
+        sys::rename(temporary.pair(), (dir, name), RenameFlags::EXCHANGE)
+    }
+}

@@ -1,0 +1,323 @@
+//! Renames, with `RENAME_NOREPLACE` and `RENAME_EXCHANGE`.
+//!
+//! Answers to the kernel's `ovl_rename`: what moves is copied up first; where a lower has the old name, a whiteout stays
+//! behind, in the same step; a directory that a lower shares in cannot be moved (`EXDEV`), which makes `mv` copy.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use smallvec::SmallVec;
+
+use super::node::{Node, NodeId, Place, State, UPPER};
+use super::resolve::From;
+use super::superblock::{Caller, Entry, Overlay};
+use super::xattr::Mark;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, RenameFlags};
+
+/// What a rename does with what is under the new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rename {
+    /// It is replaced.
+    Replace,
+    /// The rename fails with `EEXIST`.
+    NoReplace,
+    /// It gets the old name.
+    Exchange,
+}
+
+/// One end of a rename.
+struct End {
+    parent: Arc<Node>,
+    /// The parent's directory in the upper.
+    dir: Arc<OwnedFd>,
+    name: Arc<OsStr>,
+    /// What is there, with a lookup counted that the rename gives back.
+    node: Option<Arc<Node>>,
+    /// Whether a lower has something visible under the name.
+    lower: bool,
+}
+
+impl End {
+    fn pair(&self) -> (sys::BorrowedFd<'_>, &OsStr) {
+        (self.dir.as_fd(), &self.name)
+    }
+
+    fn at(&self) -> At<'_> {
+        At::Name(self.dir.as_fd(), &self.name)
+    }
+}
+
+impl Overlay {
+    /// Renames in one step.
+    ///
+    /// # Errors
+    /// `EXDEV` for a directory that a lower layer has or shares in; `ENOTEMPTY`, `ENOTDIR`, `EISDIR` as `rename(2)`.
+    pub fn rename(&self, _caller: &Caller, from: (NodeId, &OsStr), to: (NodeId, &OsStr), how: Rename) -> Result<()> {
+        let (old_parent, new_parent) = (self.node(from.0)?, self.node(to.0)?);
+        self.copy_up(&old_parent)?;
+        self.copy_up(&new_parent)?;
+        // Copied up before the names are locked: data is copied under no lock that others need.
+        let old = self.rename_source(&old_parent, from.1)?;
+        let mut entered = vec![old.id];
+        let result = self.rename_entered(&old_parent, from.1, &new_parent, to.1, how, &mut entered);
+        for id in entered {
+            self.forget(id, 1);
+        }
+        result
+    }
+
+    /// What is to be renamed, copied up.
+    fn rename_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Entry> {
+        let entry = {
+            let _names = self.names(parent)?.read();
+            let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+            self.enter(parent, name, found)?
+        };
+        let prepared = self.node(entry.id).and_then(|node| {
+            self.check_movable(&node)?;
+            self.copy_up(&node)
+        });
+        if let Err(errno) = prepared {
+            self.forget(entry.id, 1);
+            return Err(errno);
+        }
+        Ok(entry)
+    }
+
+    /// A directory can be moved only if it is the upper's alone.
+    fn check_movable(&self, node: &Arc<Node>) -> Result<()> {
+        if node.kind == Kind::Dir && (!node.in_upper() || node.is_merged()) {
+            return Err(Errno::EXDEV);
+        }
+        Ok(())
+    }
+
+    fn rename_entered(
+        &self,
+        old_parent: &Arc<Node>,
+        old_name: &OsStr,
+        new_parent: &Arc<Node>,
+        new_name: &OsStr,
+        how: Rename,
+        entered: &mut Vec<NodeId>,
+    ) -> Result<()> {
+        if how == Rename::Exchange {
+            let new = self.rename_source(new_parent, new_name)?;
+            entered.push(new.id);
+        }
+        let _names = self.lock_names(old_parent, new_parent)?;
+        let old = self.rename_end(old_parent, old_name, entered)?;
+        let new = self.rename_end(new_parent, new_name, entered)?;
+        let moving = old.node.clone().ok_or(Errno::ENOENT)?;
+        match (&new.node, how) {
+            (Some(_), Rename::NoReplace) => return Err(Errno::EEXIST),
+            (None, Rename::Exchange) => return Err(Errno::ENOENT),
+            // Two names of one file: nothing to do, as rename(2) says.
+            (Some(target), Rename::Replace | Rename::Exchange) if target.id == moving.id => return Ok(()),
+            _ => {}
+        }
+        self.check_movable(&moving)?;
+        if !moving.in_upper() {
+            // Replaced by another object since it was copied up.
+            return Err(Errno::ESTALE);
+        }
+        self.keep_purity(&moving, new_parent)?;
+        match (how, &new.node) {
+            (Rename::Exchange, Some(target)) => self.exchange(&old, &new, &moving, target),
+            _ => self.replace(&old, &new, &moving),
+        }
+    }
+
+    fn exchange(&self, old: &End, new: &End, moving: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
+        self.check_movable(target)?;
+        if !target.in_upper() {
+            return Err(Errno::ESTALE);
+        }
+        self.keep_purity(target, &old.parent)?;
+        self.hide_below(old, moving, new)?;
+        self.hide_below(new, target, old)?;
+        self.swap_names(old, new, moving, Some(target), || sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE))
+    }
+
+    fn replace(&self, old: &End, new: &End, moving: &Arc<Node>) -> Result<()> {
+        let is_dir = moving.kind == Kind::Dir;
+        let mut inside = None;
+        if let Some(target) = &new.node {
+            match (is_dir, target.kind == Kind::Dir) {
+                (true, false) => return Err(Errno::ENOTDIR),
+                (false, true) => return Err(Errno::EISDIR),
+                (true, true) => {
+                    inside = Some(self.names(target)?.write());
+                    if !self.is_empty(target)? {
+                        return Err(Errno::ENOTEMPTY);
+                    }
+                    if target.in_upper() {
+                        self.clear_of_whiteouts(new.dir.as_fd(), &new.name)?;
+                        self.dirs.remove(&(target.id, UPPER));
+                    }
+                }
+                (false, false) => {}
+            }
+        }
+        self.hide_below(old, moving, new)?;
+        let whiteout_there = match sys::stat(new.at()) {
+            Ok(stat) => new.node.is_none() && self.is_whiteout(new.at(), &stat, false)?,
+            Err(Errno::ENOENT) => false,
+            Err(errno) => return Err(errno),
+        };
+        let result = self.swap_names(old, new, moving, None, || self.move_upper(old, new, is_dir, whiteout_there));
+        drop(inside);
+        result
+    }
+
+    /// The rename itself, in the upper.
+    fn move_upper(&self, old: &End, new: &End, is_dir: bool, whiteout_there: bool) -> Result<()> {
+        if is_dir && whiteout_there {
+            // A directory cannot replace a device; the two change places, and the whiteout stays if it is wanted.
+            sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?;
+            if !old.lower {
+                sys::unlink(old.dir.as_fd(), &old.name)?;
+            }
+            return Ok(());
+        }
+        if !old.lower {
+            sys::renamed(old.pair(), new.pair())?;
+            return self.drop_wh_name(new.dir.as_fd(), &new.name);
+        }
+        if !self.device_whiteouts {
+            self.replace_by_whiteout(old.pair(), new.pair())?;
+            return self.drop_wh_name(new.dir.as_fd(), &new.name);
+        }
+        match sys::rename(old.pair(), new.pair(), RenameFlags::WHITEOUT) {
+            Err(Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => self.move_without_rename_whiteout(old, new),
+            result => result,
+        }
+    }
+
+    /// For file systems without `RENAME_WHITEOUT`: a whiteout is put under the new name, and the two change places.
+    fn move_without_rename_whiteout(&self, old: &End, new: &End) -> Result<()> {
+        let temporary = self.work()?.temporary();
+        sys::mknod(temporary.pair().0, temporary.name(), Kind::Char, 0, 0)?;
+        if sys::stat(new.at()).is_ok() {
+            // What is replaced leaves by way of the work directory, together with the temporary name.
+            sys::rename(temporary.pair(), new.pair(), RenameFlags::EXCHANGE)?;
+        } else {
+            sys::renamed(temporary.pair(), new.pair())?;
+        }
+        sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)
+    }
+
+    /// Does a rename on disk and tells the nodes where they are now, while nobody can look.
+    fn swap_names(
+        &self,
+        old: &End,
+        new: &End,
+        moving: &Arc<Node>,
+        swapped: Option<&Arc<Node>>,
+        on_disk: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let other = swapped.or(new.node.as_ref());
+        let replaced = other.filter(|_| swapped.is_none());
+        let mut removed = None;
+        if let Some(replaced) = replaced.filter(|node| node.kind == Kind::Dir) {
+            removed = Some(self.dir_fd(replaced, replaced.state.read().layer)?);
+        }
+        // Files in order of their ids, then the rename lock, then directories: the written order.
+        let mut nodes: SmallVec<[&Arc<Node>; 2]> = other.into_iter().chain([moving]).collect();
+        nodes.sort_by_key(|node| (node.kind == Kind::Dir, node.id));
+        let mut renaming = None;
+        let mut states = SmallVec::<[(NodeId, RwLockWriteGuard<'_, State>); 2]>::new();
+        for node in nodes {
+            if node.kind == Kind::Dir && renaming.is_none() {
+                renaming = Some(self.renaming.write());
+            }
+            let mut state = node.state.write();
+            if replaced.is_some_and(|replaced| replaced.id == node.id) && state.place.is(&new.parent, &new.name) {
+                match removed.take() {
+                    Some(dir) => state.pins.object = Some(dir),
+                    None => {
+                        let dir = self.dir_fd(&new.parent, state.layer)?;
+                        self.pin_object(&mut state, dir.as_fd(), &new.name)?;
+                    }
+                }
+            }
+            states.push((node.id, state));
+        }
+        on_disk()?;
+        for (id, state) in &mut states {
+            if *id == moving.id {
+                if state.place.is(&old.parent, &old.name) {
+                    self.settle(moving, state, new);
+                }
+            } else if let Some(other) = other
+                && state.place.is(&new.parent, &new.name)
+            {
+                match swapped {
+                    Some(_) => self.settle(other, state, old),
+                    None => self.lose_name(other, state),
+                }
+            }
+        }
+        self.listings.forget(old.parent.id);
+        self.listings.forget(new.parent.id);
+        Ok(())
+    }
+
+    /// The node is at that end from now on.
+    fn settle(&self, node: &Arc<Node>, state: &mut State, end: &End) {
+        state.place = Place::In { parent: end.parent.clone(), name: end.name.clone() };
+        self.let_go(self.table.moved(node, Some(&end.parent)));
+    }
+
+    /// A directory that comes to where a lower has its name, or shares a parent with lowers, must be opaque before.
+    fn hide_below(&self, from: &End, moving: &Arc<Node>, to: &End) -> Result<()> {
+        if moving.kind == Kind::Dir && !to.parent.lowers().is_empty() {
+            self.set_opaque(from.at())?;
+        }
+        Ok(())
+    }
+
+    /// A directory that gets an object which was copied up is impure from now on.
+    fn keep_purity(&self, moving: &Arc<Node>, parent: &Arc<Node>) -> Result<()> {
+        let Some(dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
+        if moving.kind != Kind::Dir && self.with_real(moving, |at, _| self.mark(at, Mark::Origin))?.is_none() {
+            return Ok(());
+        }
+        self.set_impure(parent, dir)
+    }
+
+    /// What is under one of the two names. The lower directories are opened, to be at hand under the locks.
+    fn rename_end(&self, parent: &Arc<Node>, name: &OsStr, entered: &mut Vec<NodeId>) -> Result<End> {
+        let dir = self.dir_fd(parent, UPPER)?;
+        let node = match self.resolve(parent, name, From::Top)? {
+            Some(found) => {
+                let layer = found.layer;
+                let entry = self.enter(parent, name, found)?;
+                entered.push(entry.id);
+                let node = self.node(entry.id)?;
+                self.dir_fd(if node.kind == Kind::Dir { &node } else { parent }, layer)?;
+                Some(node)
+            }
+            None => None,
+        };
+        let lower = !parent.lowers().is_empty() && self.lower_has(parent, name)?;
+        Ok(End { parent: parent.clone(), dir, name: Arc::from(name), node, lower })
+    }
+
+    /// Locks the names of one directory, or of two in order of their ids.
+    fn lock_names<'a>(
+        &self,
+        a: &'a Arc<Node>,
+        b: &'a Arc<Node>,
+    ) -> Result<(RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>)> {
+        if a.id == b.id {
+            return Ok((self.names(a)?.write(), None));
+        }
+        let (first, second) = if a.id < b.id { (a, b) } else { (b, a) };
+        let first = self.names(first)?.write();
+        Ok((first, Some(self.names(second)?.write())))
+    }
+}

@@ -1,0 +1,344 @@
+//! From a name in a directory to what the union shows there.
+//!
+//! Answers to the kernel's `fs/overlayfs/namei.c`: layers from the top down; the first object that is not a directory
+//! ends the search, a whiteout ends it with nothing, an opaque directory ends it with what was found so far.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use smallvec::SmallVec;
+
+use super::node::{LayerIndex, LowerDir, Node, NodeId, Place, RealId, UPPER};
+use super::origin::{Origin, inode_of};
+use super::superblock::{Caller, Entry, Overlay};
+use super::table::{Interned, Key};
+use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
+use super::xattr::{Mark, Opacity};
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, Stat};
+
+/// What the union has under a name.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The attributes of the topmost real object.
+    pub stat: Stat,
+    /// The layer that it is in.
+    pub layer: LayerIndex,
+    /// The lower directories that are merged, topmost first; all of them, if the object is a lower directory.
+    pub lowers: SmallVec<[LowerDir; 2]>,
+    /// Directories that were opened on the way.
+    fds: SmallVec<[(LayerIndex, OwnedFd); 2]>,
+    /// The union's inode number of the file that this one was copied up from.
+    origin: Option<u64>,
+}
+
+/// What one layer says of a name.
+enum Step {
+    /// Nothing: go on below.
+    Absent,
+    /// A whiteout: nothing below shows.
+    Hidden,
+    /// An object; the flag says that whatever is below does not show.
+    Object(Ends),
+}
+
+/// Whether an object hides what lower layers have under its name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    No,
+    Yes,
+}
+
+/// Where to begin to look, for who knows already that the layers above have nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum From {
+    Top,
+    Layer(LayerIndex),
+}
+
+impl Overlay {
+    /// Looks a name up. `ENOENT` when the union has none, `ENAMETOOLONG` as the upper's file system says.
+    pub fn lookup(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let parent = self.node(parent)?;
+        let _unchanged = self.names(&parent)?.read();
+        let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        self.enter(&parent, name, found)
+    }
+
+    /// The lock of the names in a directory. `ENOTDIR` for what is none.
+    pub(super) fn names<'a>(&self, dir: &'a Node) -> Result<&'a RwLock<()>> {
+        dir.dir.as_ref().map(|dir| &dir.names).ok_or(Errno::ENOTDIR)
+    }
+
+    /// What the union has under a name in a directory; `None` for nothing. Call with the directory's names locked.
+    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &OsStr, from: From) -> Result<Option<Found>> {
+        let mut found: Option<Found> = None;
+        let lowers = parent.lowers();
+        let first = match from {
+            From::Top => UPPER,
+            From::Layer(layer) => layer,
+        };
+        if first == UPPER && parent.in_upper() {
+            let below = if lowers.is_empty() { Below::Nothing } else { Below::Something };
+            match self.look(parent, name, &LowerDir::default(), below, &mut found)? {
+                Step::Absent | Step::Object(Ends::No) => {}
+                Step::Hidden => return Ok(None),
+                Step::Object(Ends::Yes) => return self.finish(parent, name, found),
+            }
+        }
+        for (position, lower) in lowers.iter().enumerate().filter(|(_, lower)| lower.layer >= first) {
+            let below = if position + 1 == lowers.len() { Below::Nothing } else { Below::Something };
+            match self.look(parent, name, lower, below, &mut found)? {
+                Step::Absent => {}
+                Step::Hidden | Step::Object(Ends::Yes) => break,
+                Step::Object(Ends::No) => {}
+            }
+        }
+        self.finish(parent, name, found)
+    }
+
+    /// Whether a lower layer has a visible object under a name: what has to be hidden when the upper's goes.
+    pub(super) fn lower_has(&self, parent: &Arc<Node>, name: &OsStr) -> Result<bool> {
+        for lower in parent.lowers().iter() {
+            match self.look(parent, name, lower, Below::Something, &mut None)? {
+                Step::Absent => {}
+                Step::Hidden => return Ok(false),
+                Step::Object(..) => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks a name up in one layer and adds what it has to `found`.
+    fn look(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        lower: &LowerDir,
+        below: Below,
+        found: &mut Option<Found>,
+    ) -> Result<Step> {
+        let layer = lower.layer;
+        let wh_names = self.reads_wh_names(layer);
+        if wh_names && is_wh_name(name) && self.wh_names_count(parent, lower)? {
+            return Ok(Step::Absent);
+        }
+        let dir = match self.dir_fd(parent, layer) {
+            Ok(dir) => dir,
+            // The layer changed behind the mount: what is gone has no names.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(Step::Absent),
+            Err(errno) => return Err(errno),
+        };
+        let at = At::Name(dir.as_fd(), name);
+        let stat = match sys::stat(at) {
+            Ok(stat) => stat,
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {
+                let hidden = wh_names && below == Below::Something && self.wh_hides(parent, lower, name, &dir)?;
+                return Ok(if hidden { Step::Hidden } else { Step::Absent });
+            }
+            Err(errno) => return Err(errno),
+        };
+        if self.is_whiteout(at, &stat, lower.xwhiteouts)? {
+            return Ok(Step::Hidden);
+        }
+        if !stat.is_dir() {
+            // Below a directory, what is no directory does not show and hides what is below it in turn.
+            if found.is_none() {
+                *found = Some(Found::new(stat, layer));
+            }
+            return Ok(Step::Object(Ends::Yes));
+        }
+        let (opacity, fd) = self.look_into(at, below)?;
+        let xwhiteouts = opacity == Opacity::Xwhiteouts;
+        let hides = opacity == Opacity::Opaque
+            || (below == Below::Something
+                && wh_names
+                && self.wh_hides_below(parent, lower, name, &dir, fd.as_ref())?);
+        let found = found.get_or_insert_with(|| Found::new(stat, layer));
+        if layer != UPPER {
+            found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, ..LowerDir::default() });
+        }
+        found.fds.extend(fd.map(|fd| (layer, fd)));
+        Ok(Step::Object(if hides || below == Below::Nothing { Ends::Yes } else { Ends::No }))
+    }
+
+    /// Whether a directory is opaque. It is opened for that, and kept open for who lists it next. With nothing below,
+    /// only an `x` would mean something, and that only to the last lower, which hides nothing.
+    fn look_into(&self, at: At<'_>, below: Below) -> Result<(Opacity, Option<OwnedFd>)> {
+        if below == Below::Nothing {
+            return Ok((Opacity::Transparent, None));
+        }
+        let At::Name(dir, name) = at else { return Err(Errno::EINVAL) };
+        match sys::open_dir(dir, name) {
+            Ok(fd) => Ok((self.opacity(At::Fd(fd.as_fd()))?, Some(fd))),
+            // It may be looked at, if not into.
+            Err(Errno::EACCES) => Ok((self.opacity(at)?, None)),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether `.wh.` names in a directory of a layer are whiteouts. In the upper they are if it holds no devices.
+    fn wh_names_count(&self, parent: &Arc<Node>, lower: &LowerDir) -> Result<bool> {
+        if lower.layer == UPPER { Ok(true) } else { self.has_wh_names(parent, lower) }
+    }
+
+    fn wh_hides(&self, parent: &Arc<Node>, lower: &LowerDir, name: &OsStr, dir: &OwnedFd) -> Result<bool> {
+        if lower.layer != UPPER && !self.has_wh_names(parent, lower)? {
+            return Ok(false);
+        }
+        exists(At::Name(dir.as_fd(), &wh_name(name)))
+    }
+
+    /// Whether a directory hides lower ones by a whiteout beside it or an opaque file in it.
+    fn wh_hides_below(
+        &self,
+        parent: &Arc<Node>,
+        lower: &LowerDir,
+        name: &OsStr,
+        dir: &OwnedFd,
+        inside: Option<&OwnedFd>,
+    ) -> Result<bool> {
+        if let Some(inside) = inside
+            && exists(At::Name(inside.as_fd(), OsStr::new(WH_OPAQUE)))?
+        {
+            return Ok(true);
+        }
+        self.wh_hides(parent, lower, name, dir)
+    }
+
+    /// Adds what only an upper file needs: the number of the file that it was copied up from.
+    fn finish(&self, parent: &Arc<Node>, name: &OsStr, found: Option<Found>) -> Result<Option<Found>> {
+        let Some(mut found) = found else { return Ok(None) };
+        if found.layer == UPPER && !found.stat.is_dir() && self.is_impure(parent)? {
+            let dir = self.dir_fd(parent, UPPER)?;
+            if let Some(mark) = self.mark(At::Name(dir.as_fd(), name), Mark::Origin)? {
+                found.origin = self.origin_number(&mark);
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The union's inode number of the file that an origin mark names, if a layer's file system can tell.
+    fn origin_number(&self, mark: &[u8]) -> Option<u64> {
+        let origin = Origin::decode(mark)?;
+        let layer = self
+            .layers
+            .lowers
+            .iter()
+            .find(|layer| self.layers.filesystems.get(layer.fs).is_some_and(|fs| fs.uuid == origin.uuid))?;
+        let fs = self.layers.filesystems.get(layer.fs)?;
+        let ino = match sys::open_handle(layer.root.as_fd(), &origin.handle) {
+            Ok(fd) => sys::stat(At::Fd(fd.as_fd())).ok()?.ino,
+            // Not for the unprivileged: read the number from the handle.
+            Err(Errno::EPERM) => inode_of(&origin.handle, fs.magic)?,
+            Err(_) => return None,
+        };
+        self.numbers.persistent(&self.layers, fs.dev, ino)
+    }
+
+    /// The union's number of what was found.
+    fn number(&self, found: &Found) -> u64 {
+        let dev = found.stat.dev;
+        let persistent = match (found.layer, found.lowers.first()) {
+            // A merged directory has the number of the topmost lower one, which a copy-up does not change.
+            (UPPER, Some(lower)) => {
+                let dev = self
+                    .layers
+                    .get(lower.layer)
+                    .and_then(|layer| self.layers.filesystems.get(layer.fs))
+                    .map(|fs| fs.dev);
+                dev.and_then(|dev| self.numbers.persistent(&self.layers, dev, lower.ino))
+            }
+            _ => found.origin.or_else(|| self.numbers.persistent(&self.layers, dev, found.stat.ino)),
+        };
+        persistent.unwrap_or_else(|| self.numbers.made_up())
+    }
+
+    /// Makes what was found under a name a node of the table, with one more lookup.
+    pub(super) fn enter(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
+        let kind = found.stat.kind();
+        let real = RealId::of(&found.stat);
+        let name: Arc<OsStr> = Arc::from(name);
+        let broken_link = found.layer != UPPER && kind != Kind::Dir && found.stat.nlink > 1;
+        let key = if broken_link { Key::Name(parent.id, name.clone()) } else { Key::Real(real) };
+        let number = self.number(&found);
+        let place = || Place::In { parent: parent.clone(), name: name.clone() };
+        let interned = self.table.intern(
+            key,
+            parent,
+            |node| node.kind == kind,
+            |id| Node::new(id, kind, number, place(), found.layer, real),
+        );
+        let node = match interned {
+            Interned::New(node) => {
+                if let Some(dir) = &node.dir {
+                    *dir.lowers.write() = found.lowers.into_iter().collect();
+                }
+                node
+            }
+            Interned::Known(node) => {
+                self.refresh(&node, parent, &name, &found);
+                node
+            }
+        };
+        for (layer, fd) in found.fds {
+            self.dirs.insert((node.id, layer), Arc::new(fd));
+        }
+        let attr = self.shown(&node, found.stat);
+        Ok(Entry { id: node.id, attr })
+    }
+
+    /// A node was found again, perhaps elsewhere: under another of its names, or moved behind the mount.
+    fn refresh(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Arc<OsStr>, found: &Found) {
+        let mut gone = Vec::new();
+        {
+            let mut state = node.state.write();
+            if !state.place.is(parent, name) && !matches!(state.place, Place::Root) {
+                state.place = Place::In { parent: parent.clone(), name: name.clone() };
+                state.pins.object = None;
+                gone = self.table.moved(node, Some(parent));
+            }
+            let real = RealId::of(&found.stat);
+            if state.real != real || state.layer != found.layer {
+                self.readers.remove(&node.id);
+                self.writers.remove(&node.id);
+            }
+            state.layer = found.layer;
+            state.real = real;
+        }
+        self.let_go(gone);
+        if let Some(dir) = &node.dir {
+            let same = {
+                let known = dir.lowers.read();
+                known.len() == found.lowers.len()
+                    && known.iter().zip(&found.lowers).all(|(a, b)| a.layer == b.layer && a.ino == b.ino)
+            };
+            if !same {
+                *dir.lowers.write() = found.lowers.iter().cloned().collect();
+            }
+        }
+    }
+}
+
+impl Found {
+    pub fn new(stat: Stat, layer: LayerIndex) -> Found {
+        Found { stat, layer, lowers: SmallVec::new(), fds: SmallVec::new(), origin: None }
+    }
+}
+
+/// Whether there are layers below that an object could hide.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    Nothing,
+    Something,
+}
+
+fn exists(at: At<'_>) -> Result<bool> {
+    match sys::stat(at) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}

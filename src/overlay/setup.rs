@@ -1,0 +1,331 @@
+//! Opening a union: every check that can refuse it, before anything is mounted or changed.
+//!
+//! Answers to the kernel's `ovl_fill_super`. Each refusal names the option and the path.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::cache::FdCache;
+use super::config::{Config, SetupError, Upper, Whiteouts, XattrNamespace};
+use super::ino::InodeNumbers;
+use super::layer::{FileSystem, Layer, Layers};
+use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
+use super::readdir::Listings;
+use super::superblock::Overlay;
+use super::table::Table;
+use super::workdir::{WorkDir, can_make_devices};
+use super::xattr::{Mark, Namespace, Opacity};
+use crate::errno::Errno;
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
+
+type Setup<T> = Result<T, SetupError>;
+
+impl Overlay {
+    /// Opens the layers of a union and makes it ready to answer.
+    ///
+    /// # Errors
+    /// When a layer is missing, is not a directory or cannot be read; when there is no lower or there are too many; when
+    /// upper and work directory do not fit together, are in use, or lie on a file system that cannot hold the overlay's
+    /// format. Nothing on disk has been changed then.
+    pub fn new(config: &Config) -> Setup<Overlay> {
+        if config.lowers.is_empty() {
+            return Err(SetupError::option("lowerdir", "missing: a union needs at least one lower layer"));
+        }
+        if config.lowers.len() > Config::MAX_LOWERS {
+            let reason =
+                format!("{} layers are more than the {} that can be stacked", config.lowers.len(), Config::MAX_LOWERS);
+            return Err(SetupError::option("lowerdir", reason));
+        }
+        let mut filesystems = Vec::new();
+        let upper = config.upper.as_ref().map(|upper| open_upper(upper, &mut filesystems)).transpose()?;
+        let lowers = config
+            .lowers
+            .iter()
+            .map(|path| open_layer("lowerdir", path, &mut filesystems))
+            .collect::<Setup<Vec<Layer>>>()?;
+        let limit = usize::try_from(sys::raise_descriptor_limit()).unwrap_or(1024);
+        let writable = match (upper, &config.upper) {
+            (Some((layer, work_root)), Some(paths)) => {
+                let writable = Writable::prepare(config, paths, &layer, &work_root)?;
+                Some((layer, writable))
+            }
+            _ => None,
+        };
+        let (upper, work, namespace, device_whiteouts) = match writable {
+            Some((layer, w)) => (Some(layer), Some(w.work), w.namespace, w.device_whiteouts),
+            None => (None, None, default_namespace(config.xattrs), true),
+        };
+        let layers = Layers { upper, lowers, filesystems };
+        let numbers = InodeNumbers::new(&layers, config.xino);
+        let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
+        let overlay = Overlay {
+            table: Table::new(root.clone()),
+            root,
+            numbers,
+            layers,
+            work,
+            namespace,
+            device_whiteouts,
+            fsync: config.fsync,
+            server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            dirs: FdCache::new((limit / 4).clamp(16, 4096)),
+            readers: FdCache::new((limit / 8).clamp(16, 2048)),
+            writers: FdCache::new((limit / 8).clamp(16, 2048)),
+            listings: Listings::default(),
+            renaming: RwLock::new(()),
+        };
+        overlay.merge_root().map_err(|errno| SetupError::option("lowerdir", errno))?;
+        Ok(overlay)
+    }
+
+    /// Finds out which layers' roots are merged: all below the topmost opaque one are hidden.
+    fn merge_root(&self) -> crate::errno::Result<()> {
+        let mut lowers = Vec::new();
+        let mut index = UPPER;
+        for layer in &self.layers.lowers {
+            index += 1;
+            let at = At::Fd(layer.root.as_fd());
+            let opacity = self.opacity(at)?;
+            let xwhiteouts = opacity == Opacity::Xwhiteouts;
+            lowers.push(LowerDir { layer: index, ino: sys::stat(at)?.ino, xwhiteouts, ..LowerDir::default() });
+        }
+        if let Some(dir) = &self.root.dir {
+            *dir.lowers.write() = lowers.into();
+        }
+        Ok(())
+    }
+}
+
+fn root_node(layers: &Layers, numbers: &InodeNumbers) -> crate::errno::Result<Arc<Node>> {
+    let topmost_lower = layers.lowers.first().ok_or(Errno::EINVAL)?;
+    let (layer, top) = match &layers.upper {
+        Some(upper) => (UPPER, upper),
+        None => (UPPER + 1, topmost_lower),
+    };
+    let stat = sys::stat(At::Fd(top.root.as_fd()))?;
+    let below = sys::stat(At::Fd(topmost_lower.root.as_fd()))?;
+    let ino = numbers.persistent(layers, below.dev, below.ino).unwrap_or_else(|| numbers.made_up());
+    Ok(Arc::new(Node::new(ROOT_ID, Kind::Dir, ino, Place::Root, layer, RealId::of(&stat))))
+}
+
+fn default_namespace(wanted: XattrNamespace) -> Namespace {
+    let root = rustix::process::geteuid().is_root();
+    match wanted {
+        XattrNamespace::Trusted => Namespace::Trusted,
+        XattrNamespace::Auto if root && in_initial_user_namespace() => Namespace::Trusted,
+        XattrNamespace::Auto | XattrNamespace::User => Namespace::User,
+    }
+}
+
+/// Whether root here is root of the machine: only it can use the trusted namespace.
+fn in_initial_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
+fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> Setup<Layer> {
+    let fail = |reason: &dyn std::fmt::Display| SetupError::path(option, path, reason);
+    // The one path walk of a layer's life; the path itself may go through symlinks, as container stores have it.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+        rustix::io::Errno::NOTDIR => fail(&"is not a directory"),
+        rustix::io::Errno::NOENT => fail(&"does not exist"),
+        rustix::io::Errno::ACCESS => fail(&"cannot be read: permission denied"),
+        errno => fail(&Errno::from(errno)),
+    })?;
+    let fs = register(root.as_fd(), filesystems).map_err(|errno| fail(&errno))?;
+    Ok(Layer { root: Arc::new(root), fs, path: path.to_owned() })
+}
+
+fn register(root: sys::BorrowedFd<'_>, filesystems: &mut Vec<FileSystem>) -> crate::errno::Result<usize> {
+    let dev = sys::stat(At::Fd(root))?.dev;
+    if let Some(position) = filesystems.iter().position(|fs| fs.dev == dev) {
+        return Ok(position);
+    }
+    filesystems.push(FileSystem { dev, magic: sys::fs_magic(root)?, uuid: sys::fs_uuid(root).unwrap_or_default() });
+    Ok(filesystems.len() - 1)
+}
+
+/// Opens upper and work directory and checks that they belong together and to nobody else.
+fn open_upper(upper: &Upper, filesystems: &mut Vec<FileSystem>) -> Setup<(Layer, OwnedFd)> {
+    let layer = open_layer("upperdir", &upper.dir, filesystems)?;
+    let work = open_layer("workdir", &upper.work, filesystems)?;
+    let work_fail = |reason: &dyn std::fmt::Display| SetupError::path("workdir", &upper.work, reason);
+    let stat_of = |layer: &Layer| sys::stat(At::Fd(layer.root.as_fd()));
+    let up = stat_of(&layer).map_err(|errno| SetupError::path("upperdir", &upper.dir, errno))?;
+    let wd = stat_of(&work).map_err(|errno| work_fail(&errno))?;
+    if up.dev != wd.dev {
+        return Err(work_fail(&"is not on the file system of upperdir"));
+    }
+    if up.ino == wd.ino || is_below(&work, &up) {
+        return Err(work_fail(&"is upperdir or lies inside it"));
+    }
+    if is_below(&layer, &wd) {
+        return Err(SetupError::path("upperdir", &upper.dir, "lies inside workdir"));
+    }
+    if let Some(user) = overlay_using(&up, &wd) {
+        return Err(SetupError::path("upperdir", &upper.dir, format!("is in use by the overlay mounted at {user}")));
+    }
+    for (option, path, layer) in [("upperdir", &upper.dir, &layer), ("workdir", &upper.work, &work)] {
+        sys::lock_exclusive(layer.root.as_fd()).map_err(|errno| match errno {
+            Errno::EAGAIN => SetupError::path(option, path, "is in use by another mount"),
+            errno => SetupError::path(option, path, errno),
+        })?;
+    }
+    let Layer { root, .. } = work;
+    let root = Arc::into_inner(root).ok_or_else(|| work_fail(&Errno::EIO))?;
+    Ok((layer, root))
+}
+
+/// Whether a directory lies below another, found by going up from it.
+fn is_below(layer: &Layer, ancestor: &Stat) -> bool {
+    let up = |fd: sys::BorrowedFd<'_>| sys::open(fd, OsStr::new(".."), OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+    let Ok(mut current) = up(layer.root.as_fd()) else { return false };
+    let mut below = None;
+    loop {
+        let Ok(stat) = sys::stat(At::Fd(current.as_fd())) else { return false };
+        if (stat.dev, stat.ino) == (ancestor.dev, ancestor.ino) {
+            return true;
+        }
+        if below == Some((stat.dev, stat.ino)) {
+            return false;
+        }
+        below = Some((stat.dev, stat.ino));
+        match up(current.as_fd()) {
+            Ok(parent) => current = parent,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The mount point of a kernel overlay that has one of these directories as its upper or work directory.
+fn overlay_using(upper: &Stat, work: &Stat) -> Option<String> {
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    for line in mounts.split(|byte| *byte == b'\n') {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let Some(dash) = fields.iter().position(|field| *field == b"-") else { continue };
+        if fields.get(dash + 1) != Some(&b"overlay".as_slice()) {
+            continue;
+        }
+        for option in fields.get(dash + 3).into_iter().flat_map(|options| options.split(|byte| *byte == b',')) {
+            let Some(path) = option.strip_prefix(b"upperdir=").or(option.strip_prefix(b"workdir=")) else { continue };
+            let path = OsString::from_vec(unescape_octal(path));
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let Ok(fd) = rustix::fs::open(path.as_os_str(), flags, Mode::empty()) else { continue };
+            if sys::stat(At::Fd(fd.as_fd()))
+                .is_ok_and(|stat| [(upper.dev, upper.ino), (work.dev, work.ino)].contains(&(stat.dev, stat.ino)))
+            {
+                return fields.get(4).map(|point| String::from_utf8_lossy(&unescape_octal(point)).into_owned());
+            }
+        }
+    }
+    None
+}
+
+/// Undoes the escapes of mountinfo: `\040` and the like.
+fn unescape_octal(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
+                Some((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'))
+            }
+            _ => None,
+        };
+        plain.push(code.unwrap_or(*first));
+        rest = if code.is_some() { tail.get(3..).unwrap_or_default() } else { tail };
+    }
+    plain
+}
+
+/// What a writable union has that a read-only one has not.
+struct Writable {
+    work: WorkDir,
+    namespace: Namespace,
+    device_whiteouts: bool,
+}
+
+impl Writable {
+    /// Makes `WORKDIR/work` and finds out what the upper's file system can hold. On a refusal what was made is removed.
+    fn prepare(config: &Config, paths: &Upper, upper: &Layer, work_root: &OwnedFd) -> Setup<Writable> {
+        let fail = |reason: &dyn std::fmt::Display| SetupError::path("workdir", &paths.work, reason);
+        let name = OsStr::new("work");
+        let made = match sys::mkdir(work_root.as_fd(), name, 0o700) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(Errno::EACCES | Errno::EROFS) => return Err(fail(&"cannot be written to")),
+            Err(errno) => return Err(fail(&errno)),
+        };
+        let prepared = Writable::probe(config, paths, upper, work_root);
+        if prepared.is_err() && made {
+            let removed = sys::rmdir(work_root.as_fd(), name);
+            log::debug!("work directory removed again: {removed:?}");
+        }
+        prepared
+    }
+
+    fn probe(config: &Config, paths: &Upper, upper: &Layer, work_root: &OwnedFd) -> Setup<Writable> {
+        let fail = |reason: &dyn std::fmt::Display| SetupError::path("workdir", &paths.work, reason);
+        let dir = sys::open_dir(work_root.as_fd(), OsStr::new("work")).map_err(|errno| fail(&errno))?;
+        // Its own lock, besides the one on its parent: the parent's descriptor is let go.
+        sys::lock_exclusive(dir.as_fd()).map_err(|_| fail(&"is in use by another mount"))?;
+        let work = WorkDir::new(dir);
+        let incompatible = At::Name(work.fd(), OsStr::new("incompat"));
+        if sys::stat(incompatible).is_ok() {
+            return Err(fail(
+                &"holds work/incompat: a volatile mount was not unmounted cleanly; remove workdir and upperdir, or that directory if what is in upperdir is still wanted",
+            ));
+        }
+        work.clear().map_err(|errno| fail(&format_args!("cannot be cleared: {errno}")))?;
+        let namespace = Writable::namespace(config, paths, &work)?;
+        let device_whiteouts = config.whiteouts == Whiteouts::Auto && can_make_devices(&work);
+        if !device_whiteouts {
+            log::info!("{}: deletions are written as .wh. names", upper.path.display());
+        }
+        Ok(Writable { work, namespace, device_whiteouts })
+    }
+
+    /// The namespace in which marks can be written, found out by writing one.
+    fn namespace(config: &Config, paths: &Upper, work: &WorkDir) -> Setup<Namespace> {
+        let probe = work.temporary();
+        let made = sys::mkdir(work.fd(), probe.name(), 0o700);
+        made.map_err(|errno| SetupError::path("workdir", &paths.work, errno))?;
+        let candidates: &[Namespace] = match config.xattrs {
+            XattrNamespace::Auto => &[Namespace::Trusted, Namespace::User],
+            XattrNamespace::Trusted => &[Namespace::Trusted],
+            XattrNamespace::User => &[Namespace::User],
+        };
+        let mut last = Errno::ENOTSUP;
+        for namespace in candidates {
+            match sys::set_xattr(probe.at(), OsStr::new(&Mark::Opaque.name(*namespace)), b"y", 0) {
+                Ok(()) => return Ok(*namespace),
+                Err(errno) => last = errno,
+            }
+        }
+        if config.xattrs == XattrNamespace::Auto && last == Errno::ENOTSUP {
+            // Marks that cannot be kept have other forms (`.wh..wh..opq`), or only tell where a file came from.
+            log::warn!("upperdir={}: the file system has no extended attributes", paths.dir.display());
+            return Ok(Namespace::User);
+        }
+        Err(SetupError::path(
+            "upperdir",
+            &paths.dir,
+            format!("the overlay's extended attributes cannot be set: {last}"),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_escapes_of_mountinfo_are_undone() {
+        assert_eq!(unescape_octal(br"/a\040b\134c\0"), br"/a b\c\0".to_vec());
+    }
+}

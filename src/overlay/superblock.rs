@@ -1,0 +1,204 @@
+//! The union as a whole: what all operations share, and the way from a node to its real objects.
+//!
+//! Owns the table and the caches. Answers to the kernel's `fs/overlayfs/super.c`.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::cache::FdCache;
+use super::config::Fsync;
+use super::ino::InodeNumbers;
+use super::layer::Layers;
+use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
+use super::readdir::Listings;
+use super::table::Table;
+use super::workdir::WorkDir;
+use super::xattr::Namespace;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, FsStat, Kind, Stat};
+
+/// A union of layers, ready to answer.
+#[derive(Debug)]
+pub struct Overlay {
+    pub(super) layers: Layers,
+    /// The work directory; `None` in a union without upper.
+    pub(super) work: Option<WorkDir>,
+    pub(super) namespace: Namespace,
+    pub(super) numbers: InodeNumbers,
+    pub(super) fsync: Fsync,
+    /// Whether deletions are written as 0/0 devices; as `.wh.` names where not.
+    pub(super) device_whiteouts: bool,
+    /// Who the server is: files of its own need no change of owner.
+    pub(super) server: (u32, u32),
+    pub(super) root: Arc<Node>,
+    pub(super) table: Table,
+    /// Directories by node and layer.
+    pub(super) dirs: FdCache<(NodeId, LayerIndex)>,
+    /// Files open for reading.
+    pub(super) readers: FdCache<NodeId>,
+    /// Files in the upper, open for reading and writing.
+    pub(super) writers: FdCache<NodeId>,
+    pub(super) listings: Listings,
+    /// Held for writing while a directory is renamed, for reading while directories are opened from the root down.
+    /// Lock order: after `names` and the `state` of files, before the `state` of directories.
+    pub(super) renaming: RwLock<()>,
+}
+
+/// Who makes a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// File system user id.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+    /// Process (thread) id, 0 if the kernel asks for itself.
+    pub pid: u32,
+    /// The umask, for what the caller makes.
+    pub umask: u32,
+}
+
+/// What a lookup or a creation returns.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The node's number, one more lookup of which the kernel now holds.
+    pub id: NodeId,
+    /// Its attributes.
+    pub attr: Stat,
+}
+
+impl Overlay {
+    /// The node of a number. `ESTALE` for one that was forgotten.
+    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.table.get(id).ok_or(Errno::ESTALE)
+    }
+
+    /// The root of the union.
+    #[must_use]
+    pub fn root(&self) -> NodeId {
+        self.root.id
+    }
+
+    /// The kernel forgot `count` lookups of a node.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        self.let_go(self.table.forget(id, count));
+    }
+
+    /// Forgets what the caches hold of nodes that left the table.
+    pub(super) fn let_go(&self, nodes: Vec<Arc<Node>>) {
+        for node in nodes {
+            if node.dir.is_some() {
+                self.dirs.remove(&(node.id, UPPER));
+                for lower in node.lowers().iter() {
+                    self.dirs.remove(&(node.id, lower.layer));
+                }
+                self.listings.forget(node.id);
+            } else {
+                self.readers.remove(&node.id);
+                self.writers.remove(&node.id);
+            }
+        }
+    }
+
+    /// How many nodes the kernel remembers.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The size and use of the file system that changes go to.
+    pub fn statfs(&self) -> Result<FsStat> {
+        let layer = self.layers.upper.as_ref().or(self.layers.lowers.first()).ok_or(Errno::EIO)?;
+        sys::statfs(layer.root.as_fd())
+    }
+
+    /// The work directory. `EROFS` in a union without an upper.
+    pub(super) fn work(&self) -> Result<&WorkDir> {
+        self.work.as_ref().ok_or(Errno::EROFS)
+    }
+
+    /// Whether the union can be written to.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.work.is_some()
+    }
+
+    /// The directory of a node in one layer.
+    ///
+    /// Goes up to the nearest ancestor that is open already and down again by names, never through a path.
+    pub(super) fn dir_fd(&self, node: &Arc<Node>, layer: LayerIndex) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.dirs.get(&(node.id, layer)) {
+            return Ok(fd);
+        }
+        let _no_renames = self.renaming.read();
+        let mut missing: Vec<(Arc<Node>, Arc<OsStr>)> = Vec::new();
+        let mut current = node.clone();
+        let mut fd = loop {
+            if let Some(fd) = self.dirs.get(&(current.id, layer)) {
+                break fd;
+            }
+            let state = current.state.read();
+            let parent = match &state.place {
+                Place::Root => break self.layers.get(layer).ok_or(Errno::ESTALE)?.root.clone(),
+                Place::Gone => break state.pins.object.clone().ok_or(Errno::ESTALE)?,
+                Place::In { parent, name } => {
+                    missing.push((current.clone(), name.clone()));
+                    parent.clone()
+                }
+            };
+            drop(state);
+            current = parent;
+        };
+        while let Some((node, name)) = missing.pop() {
+            fd = Arc::new(sys::open_dir(fd.as_fd(), &name)?);
+            self.dirs.insert((node.id, layer), fd.clone());
+        }
+        Ok(fd)
+    }
+
+    /// Calls `f` with the real object that stands for a node, and its layer. The node's name stays what it is meanwhile.
+    pub(super) fn with_real<T>(&self, node: &Arc<Node>, f: impl FnOnce(At<'_>, LayerIndex) -> Result<T>) -> Result<T> {
+        if node.kind == Kind::Dir {
+            let (layer, object) = {
+                let state = node.state.read();
+                (state.layer, matches!(state.place, Place::Gone).then(|| state.pins.object.clone()).flatten())
+            };
+            let fd = match object {
+                Some(fd) => fd,
+                None => self.dir_fd(node, layer)?,
+            };
+            return f(At::Fd(fd.as_fd()), layer);
+        }
+        let state = node.state.read();
+        match &state.place {
+            Place::In { parent, name } => {
+                let dir = self.dir_fd(parent, state.layer)?;
+                f(At::Name(dir.as_fd(), name), state.layer)
+            }
+            Place::Gone => f(At::Fd(state.pins.object.as_ref().ok_or(Errno::ESTALE)?.as_fd()), state.layer),
+            Place::Root => Err(Errno::ESTALE),
+        }
+    }
+
+    /// The attributes of a node, from its real object. `ESTALE` if another object has taken its place.
+    pub(super) fn attr(&self, node: &Arc<Node>) -> Result<Stat> {
+        let real = node.state.read().real;
+        let stat = self.with_real(node, |at, _| sys::stat(at))?;
+        if RealId::of(&stat) != real && RealId::of(&stat) != node.state.read().real {
+            return Err(Errno::ESTALE);
+        }
+        Ok(self.shown(node, stat))
+    }
+
+    /// What callers see of a real object's attributes.
+    pub(super) fn shown(&self, node: &Node, mut stat: Stat) -> Stat {
+        stat.ino = node.ino;
+        if node.is_merged() {
+            // As the kernel: the links of several directories cannot be counted.
+            stat.nlink = 1;
+        }
+        stat
+    }
+}

@@ -1,0 +1,131 @@
+//! Whiteouts: what hides a name of a lower layer, how it is recognised and how it is written.
+//!
+//! Recognised everywhere: a 0/0 character device; an empty regular file with the whiteout mark, in a directory whose
+//! opaque mark is `x`. Recognised in lowers, and in an upper that cannot hold devices: `.wh.NAME` and `.wh..wh..opq`, the
+//! forms of AUFS, which container stores unpack.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+
+use super::node::{LayerIndex, LowerDir, Node, UPPER, known};
+use super::superblock::Overlay;
+use super::xattr::Mark;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, RenameFlags, Stat};
+
+/// What the name of a whiteout in AUFS form starts with.
+pub(super) const WH_PREFIX: &[u8] = b".wh.";
+
+/// The file that makes a directory opaque in AUFS form.
+pub(super) const WH_OPAQUE: &str = ".wh..wh..opq";
+
+/// The name of the whiteout of `name` in AUFS form.
+pub(super) fn wh_name(name: &OsStr) -> OsString {
+    OsString::from_vec([WH_PREFIX, name.as_bytes()].concat())
+}
+
+/// Whether a name is one that the AUFS form reserves.
+pub(super) fn is_wh_name(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(WH_PREFIX)
+}
+
+impl Overlay {
+    /// Whether `.wh.` names mean something in a layer.
+    pub(super) fn reads_wh_names(&self, layer: LayerIndex) -> bool {
+        layer != UPPER || !self.device_whiteouts
+    }
+
+    /// Whether what was found under a name is a whiteout.
+    pub(super) fn is_whiteout(&self, at: At<'_>, stat: &Stat, xwhiteouts: bool) -> Result<bool> {
+        if stat.is_null_device() {
+            return Ok(true);
+        }
+        if xwhiteouts && stat.kind() == Kind::File && stat.size == 0 {
+            return Ok(self.mark(at, Mark::Whiteout)?.is_some());
+        }
+        Ok(false)
+    }
+
+    /// Whether a lower directory holds `.wh.` names at all, found out by reading it once.
+    pub(super) fn has_wh_names(&self, node: &Arc<Node>, lower: &LowerDir) -> Result<bool> {
+        known(&lower.wh_names, || {
+            let fd = self.dir_fd(node, lower.layer)?;
+            holds_wh_names(fd.as_fd())
+        })
+    }
+
+    /// Hides a lower name where the upper has nothing under it: in one step, and only if nothing is there by now.
+    pub(super) fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if self.device_whiteouts {
+            return sys::mknod(dir, name, Kind::Char, 0, 0);
+        }
+        sys::mknod(dir, &wh_name(name), Kind::File, 0, 0)
+    }
+
+    /// Takes an upper object away and leaves a whiteout in its place, in one step. The object is then in the work
+    /// directory under the name of `taken`.
+    pub(super) fn replace_by_whiteout(
+        &self,
+        from: (BorrowedFd<'_>, &OsStr),
+        taken: (BorrowedFd<'_>, &OsStr),
+    ) -> Result<()> {
+        if !self.device_whiteouts {
+            // The whiteout first: an object that is both there and hidden is what the upper shows.
+            match sys::mknod(from.0, &wh_name(from.1), Kind::File, 0, 0) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            return sys::renamed(from, taken);
+        }
+        match sys::rename(from, taken, RenameFlags::WHITEOUT) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => {
+                // No RENAME_WHITEOUT: prepare one and swap it with the object.
+                sys::mknod(taken.0, taken.1, Kind::Char, 0, 0)?;
+                sys::rename(from, taken, RenameFlags::EXCHANGE)
+            }
+            result => result,
+        }
+    }
+
+    /// Removes a whiteout in AUFS form that the upper may have for a name, once something stands under the name itself.
+    pub(super) fn drop_wh_name(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if self.device_whiteouts {
+            return Ok(());
+        }
+        match sys::unlink(dir, &wh_name(name)) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Makes a directory that is not yet visible opaque.
+    pub(super) fn set_opaque(&self, at: At<'_>) -> Result<()> {
+        match self.set_mark(at, Mark::Opaque, b"y") {
+            Err(errno) if super::xattr::is_absent(errno) => {
+                let dir = match at {
+                    At::Name(dir, name) => sys::open_dir(dir, name)?,
+                    At::Fd(fd) => sys::open_dir(fd, OsStr::new("."))?,
+                };
+                sys::mknod(dir.as_fd(), OsStr::new(WH_OPAQUE), Kind::File, 0, 0)
+            }
+            result => result,
+        }
+    }
+}
+
+/// Whether any name in a directory starts with `.wh.`.
+fn holds_wh_names(dir: BorrowedFd<'_>) -> Result<bool> {
+    let mut found = false;
+    match sys::read_dir(dir, |entry| {
+        found |= is_wh_name(entry.name);
+        // Any error ends the listing early.
+        if found { Err(Errno::EEXIST) } else { Ok(()) }
+    }) {
+        Err(Errno::EEXIST) if found => Ok(true),
+        // Not readable: whether a certain whiteout is there can still be asked for by name.
+        Err(Errno::EACCES) => Ok(true),
+        result => result.map(|()| found),
+    }
+}

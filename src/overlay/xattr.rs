@@ -1,0 +1,276 @@
+//! The overlay's own marks, and which xattrs a caller sees of an object.
+//!
+//! Answers to the kernel's `fs/overlayfs/xattrs.c`: marks with the overlay's prefix are hidden, and a caller's attribute
+//! of such a name (a nested overlay's mark) is kept under an escaped one: `P.overlay.X` on disk is `P.X` inside.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+
+use super::Caller;
+use super::node::{DirState, LayerIndex, Node, UPPER};
+use super::superblock::Overlay;
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At};
+use std::sync::atomic::Ordering;
+
+/// A private mark of the overlay's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Opaque,
+    Impure,
+    Origin,
+    Whiteout,
+}
+
+/// The prefixes under which marks may stand, the kernel's two first.
+const TRUSTED: &str = "trusted.overlay.";
+const USER: &str = "user.overlay.";
+const FUSE_OVERLAYFS: &str = "user.fuseoverlayfs.";
+
+/// Names of all marks, of which a caller sees none in the namespace that this mount does not write, either.
+const MARKS: [&str; 10] =
+    ["opaque", "redirect", "origin", "impure", "nlink", "upper", "uuid", "metacopy", "protattr", "whiteout"];
+
+/// In which namespace this mount writes its marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Namespace {
+    Trusted,
+    User,
+}
+
+impl Mark {
+    fn suffix(self) -> &'static str {
+        match self {
+            Mark::Opaque => "opaque",
+            Mark::Impure => "impure",
+            Mark::Origin => "origin",
+            Mark::Whiteout => "whiteout",
+        }
+    }
+
+    /// The name under which this mount writes the mark.
+    pub fn name(self, namespace: Namespace) -> String {
+        format!("{}{}", namespace.prefix(), self.suffix())
+    }
+}
+
+impl Namespace {
+    fn prefix(self) -> &'static str {
+        match self {
+            Namespace::Trusted => TRUSTED,
+            Namespace::User => USER,
+        }
+    }
+
+    fn other(self) -> &'static str {
+        match self {
+            Namespace::Trusted => USER,
+            Namespace::User => TRUSTED,
+        }
+    }
+
+    /// The name on disk of what a caller calls `name`.
+    pub fn escape(self, name: &OsStr) -> OsString {
+        match name.as_bytes().strip_prefix(self.prefix().as_bytes()) {
+            Some(rest) => OsString::from_vec([self.prefix().as_bytes(), b"overlay.", rest].concat()),
+            None => name.to_owned(),
+        }
+    }
+
+    /// What a caller calls the attribute that is called `name` on disk; `None` for a mark, which is hidden.
+    pub fn unescape(self, name: &[u8]) -> Option<Vec<u8>> {
+        if let Some(rest) = name.strip_prefix(self.prefix().as_bytes()) {
+            let nested = rest.strip_prefix(b"overlay.")?;
+            return Some([self.prefix().as_bytes(), nested].concat());
+        }
+        let foreign =
+            name.strip_prefix(self.other().as_bytes()).is_some_and(|rest| MARKS.iter().any(|m| m.as_bytes() == rest))
+                || name.starts_with(FUSE_OVERLAYFS.as_bytes());
+        (!foreign).then(|| name.to_vec())
+    }
+}
+
+/// How a directory hides what lies below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Opacity {
+    #[default]
+    Transparent,
+    /// Nothing below shows.
+    Opaque,
+    /// Not opaque; whiteouts in it can be regular files with a mark.
+    Xwhiteouts,
+}
+
+/// Whether an errno says that there is no such attribute, or that there can be none.
+pub(super) fn is_absent(errno: Errno) -> bool {
+    matches!(errno, Errno::ENODATA | Errno::ENOTSUP | Errno::EPERM | Errno::EACCES)
+}
+
+/// The value of an attribute, `None` when there is none or can be none.
+pub(super) fn value(at: At<'_>, name: &str) -> Result<Option<Vec<u8>>> {
+    match sys::get_xattr(at, OsStr::new(name)) {
+        Ok(value) => Ok(Some(value)),
+        Err(errno) if is_absent(errno) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+impl Overlay {
+    /// Sets a mark on an object in the upper.
+    pub(super) fn set_mark(&self, at: At<'_>, mark: Mark, value: &[u8]) -> Result<()> {
+        sys::set_xattr(at, OsStr::new(&mark.name(self.namespace)), value, 0)
+    }
+
+    /// Reads a mark, in this mount's namespace or the other.
+    pub(super) fn mark(&self, at: At<'_>, mark: Mark) -> Result<Option<Vec<u8>>> {
+        for prefix in [self.namespace.prefix(), self.namespace.other()] {
+            if let Some(value) = value(at, &format!("{prefix}{}", mark.suffix()))? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How a directory of a layer hides what lies below it, by any of the marks in use.
+    pub(super) fn opacity(&self, dir: At<'_>) -> Result<Opacity> {
+        let found = match self.mark(dir, Mark::Opaque)? {
+            Some(value) => Some(value),
+            None => value(dir, "user.fuseoverlayfs.opaque")?,
+        };
+        Ok(match found.as_deref() {
+            Some(b"y") => Opacity::Opaque,
+            Some(b"x") => Opacity::Xwhiteouts,
+            _ => Opacity::Transparent,
+        })
+    }
+
+    /// Whether an upper directory may hold objects that were copied up or moved there.
+    pub(super) fn is_impure(&self, node: &Arc<Node>) -> Result<bool> {
+        let Some(dir) = &node.dir else { return Ok(false) };
+        super::node::known(&dir.impure, || {
+            let fd = self.dir_fd(node, UPPER)?;
+            Ok(self.mark(At::Fd(fd.as_fd()), Mark::Impure)?.is_some())
+        })
+    }
+
+    /// Marks an upper directory as one that holds objects that were copied up or moved there.
+    pub(super) fn set_impure(&self, node: &Arc<Node>, dir: &DirState) -> Result<()> {
+        if self.is_impure(node)? {
+            return Ok(());
+        }
+        let fd = self.dir_fd(node, UPPER)?;
+        match self.set_mark(At::Fd(fd.as_fd()), Mark::Impure, b"y") {
+            Err(errno) if !is_absent(errno) => return Err(errno),
+            _ => dir.impure.store(2, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// The value of a caller's attribute. `ENODATA` when there is none.
+    pub fn getxattr(&self, id: super::NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        let node = self.node(id)?;
+        let name = self.namespace.escape(name);
+        self.with_real(&node, |at, _| sys::get_xattr(at, &name))
+    }
+
+    /// The names of the attributes that the caller may see, each ended by a NUL.
+    pub fn listxattr(&self, caller: &Caller, id: super::NodeId) -> Result<Vec<u8>> {
+        let node = self.node(id)?;
+        let list = self.with_real(&node, |at, _| sys::list_xattr(at))?;
+        let mut shown = Vec::with_capacity(list.len());
+        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            // As the kernel's ovl_can_list: trusted names are for the privileged.
+            if name.starts_with(b"trusted.") && caller.uid != 0 {
+                continue;
+            }
+            if let Some(name) = self.namespace.unescape(name) {
+                shown.extend_from_slice(&name);
+                shown.push(0);
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Sets an attribute. `EEXIST` and `ENODATA` as `flags` (`XATTR_CREATE`, `XATTR_REPLACE`) ask for.
+    pub fn setxattr(&self, id: super::NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        let node = self.node(id)?;
+        let name = self.namespace.escape(name);
+        self.copy_up(&node)?;
+        self.with_real(&node, |at, _| sys::set_xattr(at, &name, value, flags))?;
+        self.xattr_changed(&node, &name);
+        Ok(())
+    }
+
+    /// Removes an attribute. `ENODATA` when there is none, without a copy-up.
+    pub fn removexattr(&self, id: super::NodeId, name: &OsStr) -> Result<()> {
+        let node = self.node(id)?;
+        let name = self.namespace.escape(name);
+        if !node.in_upper() {
+            self.with_real(&node, |at, _| sys::get_xattr(at, &name))?;
+            self.copy_up(&node)?;
+        }
+        self.with_real(&node, |at, _| sys::remove_xattr(at, &name))?;
+        self.xattr_changed(&node, &name);
+        Ok(())
+    }
+
+    fn xattr_changed(&self, node: &Node, name: &OsStr) {
+        if name == sys::ACL_DEFAULT
+            && let Some(dir) = &node.dir
+        {
+            dir.default_acl.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Copies the attributes of a lower object to its copy, but for the overlay's own. What the upper's file system
+    /// cannot hold is left behind, as the kernel does, unless it bears on security.
+    pub(super) fn copy_xattrs(&self, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<()> {
+        let list = match sys::list_xattr(from) {
+            Ok(list) => list,
+            Err(errno) if is_absent(errno) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let Some(_) = self.namespace.unescape(name) else { continue };
+            let name = OsStr::from_bytes(name);
+            let value = match sys::get_xattr(from, name) {
+                Ok(value) => value,
+                Err(Errno::ENODATA) => continue,
+                Err(errno) => return Err(errno),
+            };
+            match sys::set_xattr(to, name, &value, 0) {
+                Ok(()) => {}
+                Err(errno @ (Errno::ENOTSUP | Errno::EPERM))
+                    if !name.as_bytes().starts_with(b"system.posix_acl_") || errno == Errno::ENOTSUP =>
+                {
+                    log::warn!("layer {layer}: xattr {} cannot be copied up: {errno}", name.to_string_lossy());
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nested_overlays_are_escaped_once_per_level() {
+        let ns = Namespace::Trusted;
+        assert_eq!(ns.escape(OsStr::new("trusted.overlay.opaque")), "trusted.overlay.overlay.opaque");
+        assert_eq!(ns.unescape(b"trusted.overlay.overlay.opaque"), Some(b"trusted.overlay.opaque".to_vec()));
+        assert_eq!(ns.unescape(b"trusted.overlay.opaque"), None);
+        assert_eq!(ns.escape(OsStr::new("user.mime")), "user.mime");
+    }
+
+    #[test]
+    fn marks_of_the_other_namespace_are_hidden_but_not_what_only_looks_alike() {
+        assert_eq!(Namespace::Trusted.unescape(b"user.overlay.opaque"), None);
+        assert!(Namespace::Trusted.unescape(b"user.overlay.mine").is_some());
+        assert_eq!(Namespace::User.unescape(b"user.overlay.anything"), None);
+        assert_eq!(Namespace::User.unescape(b"user.fuseoverlayfs.opaque"), None);
+    }
+}

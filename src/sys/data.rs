@@ -1,0 +1,200 @@
+//! The contents of files: read, write, seek, sync and copy; and the few calls about the process that belong here.
+//!
+//! Answers to `pread(2)`, `lseek(2)` (`SEEK_DATA`, `SEEK_HOLE`), `copy_file_range(2)`, `ioctl_ficlone(2)`.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{self, FallocateFlags, SeekFrom};
+use rustix::io::{self, retry_on_intr};
+
+use crate::errno::{Errno, Result};
+
+/// Reads at an offset until the buffer is full or the file ends; returns how many bytes were read.
+pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match retry_on_intr(|| io::pread(fd, &mut *rest, offset + done as u64)) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all bytes at an offset, or as many as fit; fails only if not one could be written.
+pub fn pwrite(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+        match retry_on_intr(|| io::pwrite(fd, rest, offset + done as u64)) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// Sets the size of a file.
+pub fn truncate(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
+    Ok(retry_on_intr(|| fs::ftruncate(fd, size))?)
+}
+
+/// Syncs data and metadata of a file or directory.
+pub fn sync_all(fd: BorrowedFd<'_>) -> Result<()> {
+    Ok(retry_on_intr(|| fs::fsync(fd))?)
+}
+
+/// Syncs the data of a file, and of its metadata what is needed to read it.
+pub fn sync_data(fd: BorrowedFd<'_>) -> Result<()> {
+    Ok(retry_on_intr(|| fs::fdatasync(fd))?)
+}
+
+/// Syncs the file system of a descriptor.
+pub fn syncfs(fd: BorrowedFd<'_>) -> Result<()> {
+    Ok(fs::syncfs(fd)?)
+}
+
+/// `fallocate(2)` with any mode of the kernel's.
+pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, length: u64) -> Result<()> {
+    let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
+    Ok(retry_on_intr(|| fs::fallocate(fd, mode, offset, length))?)
+}
+
+/// `lseek(2)` with any `whence`. `ENXIO` past the end for `SEEK_DATA` and `SEEK_HOLE`.
+pub fn seek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> Result<u64> {
+    // SAFETY: lseek(2) takes no pointers.
+    let position = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
+    u64::try_from(position).map_err(|_| Errno::from(std::io::Error::last_os_error()))
+}
+
+/// Copies a range within the kernel; may copy less than asked for.
+pub fn copy_range(
+    from: BorrowedFd<'_>,
+    from_offset: u64,
+    to: BorrowedFd<'_>,
+    to_offset: u64,
+    len: usize,
+) -> Result<usize> {
+    let (mut from_offset, mut to_offset) = (from_offset, to_offset);
+    Ok(retry_on_intr(|| fs::copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), len))?)
+}
+
+/// How the data of a file was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyEffort {
+    /// Extents are shared; nothing was copied.
+    Cloned,
+    /// Bytes were copied.
+    Copied,
+}
+
+/// Copies the first `size` bytes of one file to another that is empty. Holes stay holes; extents are shared if possible.
+pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<CopyEffort> {
+    if size == 0 {
+        return Ok(CopyEffort::Copied);
+    }
+    if fs::ioctl_ficlone(to, from).is_ok() {
+        // The clone is of the whole file, however much of it is wanted.
+        if fs::fstat(to)?.st_size.cast_unsigned() > size {
+            truncate(to, size)?;
+        }
+        return Ok(CopyEffort::Cloned);
+    }
+    let mut offset = 0;
+    while offset < size {
+        let data = match fs::seek(from, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // Only a hole is left.
+            Err(io::Errno::NXIO) => break,
+            Err(io::Errno::INVAL | io::Errno::OPNOTSUPP) => offset,
+            Err(errno) => return Err(errno.into()),
+        };
+        if data >= size {
+            break;
+        }
+        let hole = fs::seek(from, SeekFrom::Hole(data)).unwrap_or(size).min(size);
+        copy_bytes(from, to, data, hole)?;
+        offset = hole;
+    }
+    truncate(to, size)?;
+    Ok(CopyEffort::Copied)
+}
+
+/// Copies the bytes from `start` up to `end`, at the same offsets.
+fn copy_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let mut offset = start;
+    let mut buffer = Vec::new();
+    while offset < end {
+        let want = usize::try_from(end - offset).unwrap_or(usize::MAX).min(1 << 27);
+        if buffer.is_empty() {
+            match copy_range(from, offset, to, offset, want) {
+                Ok(n) if n > 0 => {
+                    offset += n as u64;
+                    continue;
+                }
+                // Across file systems, or a file system that lies about its support: by hand.
+                Ok(_) | Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOTSUP | Errno::ENOSYS | Errno::EPERM) => {
+                    buffer.resize(1 << 18, 0);
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        let want = want.min(buffer.len());
+        let n = pread(from, buffer.get_mut(..want).unwrap_or_default(), offset)?;
+        if n == 0 {
+            break;
+        }
+        let mut data = buffer.get(..n).unwrap_or_default();
+        while !data.is_empty() {
+            let written = pwrite(to, data, offset)?;
+            if written == 0 {
+                return Err(Errno::EIO);
+            }
+            offset += written as u64;
+            data = data.get(written..).unwrap_or_default();
+        }
+    }
+    Ok(())
+}
+
+thread_local! {
+    static UMASK: std::cell::Cell<Option<u32>> = const { std::cell::Cell::new(None) };
+}
+
+/// Sets the umask of the calling thread alone, which keeps it for the next request.
+pub fn set_umask(mask: u32) -> Result<()> {
+    UMASK.with(|current| {
+        if current.get() == Some(mask) {
+            return Ok(());
+        }
+        if current.get().is_none() {
+            // SAFETY: unshare(CLONE_FS) gives this thread a umask (and a working directory) of its own; nothing else
+            // here depends on these being shared.
+            if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+                return Err(Errno::from(std::io::Error::last_os_error()));
+            }
+        }
+        rustix::process::umask(fs::Mode::from_raw_mode(mask & 0o7777));
+        current.set(Some(mask));
+        Ok(())
+    })
+}
+
+/// Raises the soft limit of open descriptors to the hard one and returns it.
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if setrlimit(Resource::Nofile, wanted).is_ok() {
+        return limit.maximum.unwrap_or(1 << 20);
+    }
+    limit.current.unwrap_or(1024)
+}
+
+/// Takes an exclusive `flock(2)` without waiting. `EAGAIN` when somebody else has it.
+pub fn lock_exclusive(fd: BorrowedFd<'_>) -> Result<()> {
+    Ok(fs::flock(fd, fs::FlockOperation::NonBlockingLockExclusive)?)
+}

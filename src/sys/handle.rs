@@ -1,0 +1,105 @@
+//! File handles and file system identity: `name_to_handle_at(2)`, `open_by_handle_at(2)`, `FS_IOC_GETFSUUID`.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::path::Arg;
+
+use super::at::At;
+use crate::errno::{Errno, Result};
+
+/// The largest handle of any file system (`MAX_HANDLE_SZ`).
+const MAX_BYTES: usize = 128;
+
+/// A file handle: what the file system needs to find an inode again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHandle {
+    /// The file system's own name for the form of the bytes.
+    pub kind: i32,
+    /// Opaque bytes.
+    pub bytes: Vec<u8>,
+}
+
+#[repr(C)]
+struct Raw {
+    bytes: u32,
+    kind: i32,
+    data: [u8; MAX_BYTES],
+}
+
+/// The handle of an object. `EOPNOTSUPP` where the file system has none.
+pub fn file_handle(at: At<'_>) -> Result<FileHandle> {
+    let (fd, name, flags) = at.raw_parts();
+    // name_to_handle_at(2) does not follow symlinks by default and knows only its own flags.
+    let flags = flags & libc::AT_EMPTY_PATH;
+    let mut raw = Raw { bytes: MAX_BYTES as u32, kind: 0, data: [0; MAX_BYTES] };
+    let mut mount_id: libc::c_int = 0;
+    let result = name
+        .into_with_c_str(|name| {
+            // SAFETY: `raw` has room for the MAX_BYTES bytes that it announces, and outlives the call like the rest.
+            Ok(unsafe {
+                libc::syscall(
+                    libc::SYS_name_to_handle_at,
+                    fd.as_raw_fd(),
+                    name.as_ptr(),
+                    &raw mut raw,
+                    &raw mut mount_id,
+                    flags,
+                )
+            })
+        })
+        .map_err(Errno::from)?;
+    if result != 0 {
+        return Err(Errno::from(std::io::Error::last_os_error()));
+    }
+    let bytes = raw.data.get(..raw.bytes as usize).ok_or(Errno::EOVERFLOW)?.to_vec();
+    Ok(FileHandle { kind: raw.kind, bytes })
+}
+
+/// Opens an object by its handle, `O_PATH`. Needs `CAP_DAC_READ_SEARCH`; `ESTALE` when it is gone.
+pub fn open_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd> {
+    let mut raw = Raw {
+        bytes: u32::try_from(handle.bytes.len()).map_err(|_| Errno::EINVAL)?,
+        kind: handle.kind,
+        data: [0; MAX_BYTES],
+    };
+    raw.data.get_mut(..handle.bytes.len()).ok_or(Errno::EINVAL)?.copy_from_slice(&handle.bytes);
+    // SAFETY: the kernel reads the `bytes` bytes of `raw` that are there; a result that is not negative is a new
+    // descriptor that nothing else owns.
+    unsafe {
+        let fd = libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            &raw mut raw,
+            libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+        );
+        match libc::c_int::try_from(fd) {
+            Ok(fd) if fd >= 0 => Ok(OwnedFd::from_raw_fd(fd)),
+            _ => Err(Errno::from(std::io::Error::last_os_error())),
+        }
+    }
+}
+
+/// The type of a file system, as `statfs(2)` numbers them.
+pub fn fs_magic(fd: BorrowedFd<'_>) -> Result<u64> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type.cast_unsigned())
+}
+
+/// The UUID of a file system, where the kernel tells it (Linux 6.9) and it has one of 16 bytes.
+#[must_use]
+pub fn fs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    #[repr(C)]
+    struct FsUuid2 {
+        len: u8,
+        uuid: [u8; 16],
+    }
+    // _IOR(0x15, 0, struct fsuuid2)
+    const FS_IOC_GETFSUUID: libc::c_ulong = 0x8011_1500;
+    let readable =
+        super::open(fd, OsStr::new("."), super::OFlags::RDONLY | super::OFlags::DIRECTORY, super::Mode::empty())
+            .ok()?;
+    let mut uuid = FsUuid2 { len: 0, uuid: [0; 16] };
+    // SAFETY: the ioctl writes one fsuuid2, 17 bytes, to `uuid`.
+    let r = unsafe { libc::ioctl(readable.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut uuid) };
+    (r == 0 && uuid.len == 16).then_some(uuid.uuid)
+}

@@ -162,7 +162,7 @@ impl Results {
     /// Rows in which `contender` took longer than a fuse-overlayfs: title, rival, how many times as long.
     pub fn slower_than_rivals(&self, contender: &str) -> Vec<(&'static str, &str, f64)> {
         let mut slower = Vec::new();
-        for row in self.rows() {
+        for row in self.rows().filter(|row| row.unit != Unit::Bytes) {
             for rival in self.contenders.iter().filter(|other| other.name.starts_with("fuse-overlayfs")) {
                 if let (Some(ours), Some(theirs)) = (self.value(row.id, contender), self.value(row.id, &rival.name)) {
                     let times = ours.median / theirs.median;

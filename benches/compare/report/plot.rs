@@ -34,7 +34,11 @@ pub fn render(results: &Results) -> String {
         .filter(|row| others(results).any(|(_, name)| results.ratio(row, name).is_some()))
         .collect();
     let all = || rows.iter().flat_map(|row| others(results).filter_map(|(_, name)| results.ratio(row, name)));
-    let least = all().map(|ratio| ratio.median).fold(0.5, f64::min) * 0.9;
+    let limits = rows.iter().filter_map(|row| match marks::of(row.id)?.limit {
+        Limit::Ratio(limit) => Some(limit),
+        Limit::Bytes(_) => None,
+    });
+    let least = all().map(|ratio| ratio.median).chain(limits).fold(0.5, f64::min) * 0.9;
     let most = all().map(|ratio| ratio.median).fold(10.0, f64::max) * 1.1;
     let scale = Scale { least, most };
     let bottom = TOP + STEP * rows.len() as f64;
@@ -60,7 +64,7 @@ pub fn render(results: &Results) -> String {
         line(results, row, y, &scale, &mut svg);
     }
     svg.push_str(&format!(
-        "<text x=\"{LEFT}\" y=\"{:.1}\" fill=\"#666\" font-size=\"11\">{}</text>\n</svg>\n",
+        "<text x=\"20\" y=\"{:.1}\" fill=\"#666\" font-size=\"11\">{}</text>\n</svg>\n",
         bottom + 36.0,
         escape(&caption(results))
     ));

@@ -46,8 +46,8 @@ pub struct HighArgs {
     pub unknown: Vec<String>,
 }
 
-/// How the union is served. None of this changes an answer, only how soon it is given and forgotten.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// How the union is served: what the kernel is asked for, and how soon answers are given and forgotten.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Serving {
     /// Threads that read requests; our choice if absent.
     pub threads: Option<usize>,
@@ -57,6 +57,14 @@ pub struct Serving {
     pub timeout: Option<Duration>,
     /// Whether the kernel may collect small writes; our choice if absent.
     pub writeback: Option<bool>,
+    /// Whether POSIX ACLs are honoured.
+    pub acl: bool,
+}
+
+impl Default for Serving {
+    fn default() -> Serving {
+        Serving { threads: None, clone_fd: false, timeout: None, writeback: None, acl: true }
+    }
 }
 
 /// Gives the flags their meaning.
@@ -138,6 +146,8 @@ impl Reading {
             "userxattr" => self.config.xattrs = XattrNamespace::User,
             "volatile" => self.config.fsync = Fsync::Volatile,
             "clone_fd" => self.serving.clone_fd = true,
+            "noacl" => self.serving.acl = false,
+            "acl" => self.serving.acl = true,
             "debug" => self.debug = true,
             "allow_root" => return Err(refusal(option, "not supported: only allow_other is enforced by the kernel")),
             "nooverride_creds" => {
@@ -376,6 +386,7 @@ mod tests {
         assert_eq!(union("max_read=65536").mount.max_read, Some(65536));
         assert_eq!(union(r"fsname=a\,b").mount.fsname, "a,b");
         assert!(union("debug").foreground);
+        assert!(union("ro").serving.acl && !union("noacl").serving.acl);
     }
 
     #[test]

@@ -41,7 +41,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "rootcontext",
     // fuse-overlayfs.
     "static_nlink",
-    "noacl",
     "ino32_t",
     "threaded",
     "fast_ino",

@@ -21,6 +21,7 @@ use crate::cli::high::{Caller, HighArgs};
 use crate::cli::low::LowArgs;
 use crate::fuse::adapter::{Adapter, Policy};
 use crate::fuse::mount::{self, Target};
+use crate::fuse::notices::Notices;
 use crate::fuse::{server, session};
 use crate::overlay::Overlay;
 use crate::sys::process::{self, Inherited, Signals};
@@ -30,6 +31,7 @@ use crate::sys::process::{self, Inherited, Signals};
 pub fn run(line: Vec<OsString>) -> ExitCode {
     // First of all: what is open now is not ours.
     let mut inherited = Inherited::at_start();
+    process::notice_children();
     let name = line.first().map(Path::new).and_then(Path::file_name).unwrap_or(OsStr::new("plyfs")).to_owned();
     let low = match LowArgs::parse_line(line) {
         Ok(low) => low,
@@ -89,10 +91,15 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         threads: serving.threads.unwrap_or_else(default_threads),
         own_queues: serving.clone_fd,
         writeback: serving.writeback.unwrap_or(false),
-        ..server::Options::default()
+        acl: serving.acl,
     };
-    let adapter = Adapter::new(overlay, policy);
-    let served = session::serve(adapter, mounted, options, signals, |_notifier| {}, || ready.tell());
+    let adapter = Adapter::new(overlay.clone(), policy);
+    let watch = |notifier| {
+        if let Err(errno) = overlay.watch(Notices::new(notifier)) {
+            log::warn!("layers cannot be watched ({errno}): what is told lasts a second");
+        }
+    };
+    let served = session::serve(adapter, mounted, options, signals, watch, || ready.tell());
     served.map_err(|error| process::reason(&error).into())
 }
 

@@ -8,31 +8,38 @@ use std::time::Duration;
 
 use super::wire::{self, Header, Reader, Writer, dirent_size, opcode};
 use crate::errno::{Errno, Result};
-use crate::overlay::{Caller, Entry, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
+use crate::overlay::{Caller, Entry, Lasting, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
 use crate::sys::{SetTime, Time};
 
 /// For how long the kernel may believe what it was told.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// That a name is there.
-    pub entries: Duration,
-    /// That a name is not there.
-    pub absences: Duration,
-    /// Attributes.
-    pub attributes: Duration,
+    /// What will be taken back when it changes.
+    pub vouched: Duration,
+    /// What may change without a notice.
+    pub unvouched: Duration,
 }
 
 impl Policy {
     /// Everything for the same time.
     #[must_use]
     pub fn lasting(lifetime: Duration) -> Policy {
-        Policy { entries: lifetime, absences: lifetime, attributes: lifetime }
+        Policy { vouched: lifetime, unvouched: lifetime }
+    }
+
+    fn names(&self, lasting: Lasting) -> Duration {
+        if lasting == Lasting::Neither { self.unvouched } else { self.vouched }
+    }
+
+    fn attributes(&self, lasting: Lasting) -> Duration {
+        if lasting == Lasting::Both { self.vouched } else { self.unvouched }
     }
 }
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy::lasting(Duration::from_secs(1))
+        // As good as for ever; and a little less than the second after which every change is promised to show.
+        Policy { vouched: Duration::from_secs(86_400), unvouched: Duration::from_millis(900) }
     }
 }
 
@@ -104,8 +111,8 @@ impl Adapter {
             }
             opcode::BATCH_FORGET => self.batch_forget(&mut body),
             opcode::GETATTR => {
-                let attr = self.overlay.getattr(header.node)?;
-                buffers.out.put_attr_out(&attr, self.policy.attributes);
+                let (attr, lasting) = self.overlay.getattr(header.node)?;
+                buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));
                 Ok(Answer::Out)
             }
             opcode::SETATTR => self.setattr(header, &mut body, buffers),
@@ -140,8 +147,13 @@ impl Adapter {
     fn lookup(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
         match self.overlay.lookup(&caller(header, 0), header.node, body.name()?) {
             Ok(entry) => Ok(self.entry(&entry, buffers)),
-            Err(Errno::ENOENT) if !self.policy.absences.is_zero() => {
-                buffers.out.put_entry(0, &wire::no_attr(), self.policy.absences, Duration::ZERO);
+            Err(Errno::ENOENT) => {
+                let lasting = self.overlay.absence_lasts(header.node);
+                let lifetime = self.policy.names(if lasting { Lasting::Both } else { Lasting::Neither });
+                if lifetime.is_zero() {
+                    return Err(Errno::ENOENT);
+                }
+                buffers.out.put_entry(0, &wire::no_attr(), lifetime, Duration::ZERO);
                 Ok(Answer::Out)
             }
             Err(errno) => Err(errno),
@@ -149,7 +161,8 @@ impl Adapter {
     }
 
     fn entry(&self, entry: &Entry, buffers: &mut Buffers) -> Answer {
-        buffers.out.put_entry(entry.id, &entry.attr, self.policy.entries, self.policy.attributes);
+        let (names, attributes) = (self.policy.names(entry.lasting), self.policy.attributes(entry.lasting));
+        buffers.out.put_entry(entry.id, &entry.attr, names, attributes);
         buffers.entered.push(entry.id);
         Answer::Out
     }
@@ -234,8 +247,8 @@ impl Adapter {
             mtime: time(SETATTR_MTIME, SETATTR_MTIME_NOW, mtime, mtime_nsec),
             privileges: privileges(has(SETATTR_KILL_SUIDGID)),
         };
-        let attr = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
-        buffers.out.put_attr_out(&attr, self.policy.attributes);
+        let (attr, lasting) = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
+        buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));
         Ok(Answer::Out)
     }
 
@@ -282,7 +295,8 @@ impl Adapter {
             &mut |dirent, entry| {
                 match entry {
                     Some(entry) => {
-                        out.put_entry(entry.id, &entry.attr, policy.entries, policy.attributes);
+                        let (names, attributes) = (policy.names(entry.lasting), policy.attributes(entry.lasting));
+                        out.put_entry(entry.id, &entry.attr, names, attributes);
                         entered.push(entry.id);
                     }
                     None => out.put_entry(0, &wire::no_attr(), Duration::ZERO, Duration::ZERO),

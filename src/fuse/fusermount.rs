@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 
 use crate::fuse::mount::{MountOptions, connection_options};
 use crate::overlay::SetupError;
-use crate::sys::process::{self, Detach, MountFlags};
+use crate::sys::errand::Detach;
+use crate::sys::process::{self, MountFlags};
 
 /// Where the administrator says what users may do with the helper program.
 const FUSE_CONF: &str = "/etc/fuse.conf";

@@ -3,6 +3,7 @@
 pub mod adapter;
 mod fusermount;
 pub mod mount;
+pub mod notices;
 pub mod server;
 pub mod session;
 pub mod wire;

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use crate::fuse::fusermount;
 use crate::overlay::SetupError;
-use crate::sys::process::{self, Detach, MountFlags, MountId};
+use crate::sys::errand::{self, Detach};
+use crate::sys::process::{self, MountFlags, MountId};
 
 /// The device behind every FUSE mount.
 const DEVICE: &str = "/dev/fuse";
@@ -115,7 +116,9 @@ pub fn prepare(options: &MountOptions) -> Result<Prepared<'_>, SetupError> {
     };
     let absolute = directory(path).map_err(|error| {
         let hint = match error.raw_os_error() {
-            Some(libc::ENOTCONN) => "; a mount whose server has died is in the way: `fusermount3 -u` removes it",
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+                "; a mount whose server has died is in the way: `fusermount3 -u` removes it"
+            }
             _ => "",
         };
         SetupError::path("mountpoint", path, process::reason(&error) + hint)
@@ -248,7 +251,7 @@ impl MountPoint {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         match &self.helper {
-            None => process::unmount(&self.path, how)?,
+            None => errand::unmount(&self.path, how)?,
             Some(helper) => fusermount::detach(helper, &self.path, how)?,
         }
         self.attached = false;
@@ -283,7 +286,7 @@ impl Emergency {
     /// Takes the mount out of the tree and fails whatever waits for its server.
     pub fn pull(&self) {
         let pulled = match &self.helper {
-            None => process::unmount(&self.path, Detach::Forcibly),
+            None => errand::unmount(&self.path, Detach::Forcibly),
             Some(helper) => fusermount::detach(helper, &self.path, Detach::Forcibly),
         };
         if let Err(error) = pulled {

@@ -14,13 +14,15 @@ use fuser::Notifier;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::mount::{MountPoint, Mounted};
 use crate::fuse::server::{Options, Server};
-use crate::sys::process::{self, Detach, Signals};
+use crate::sys::errand::{self, Detach};
+use crate::sys::process::{self, Signals};
 
 /// How long the users of a mount that was pulled off under them may go on before the process ends.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long the session may take to tidy up after an unmount that succeeded.
-const TIDYING: Duration = Duration::from_secs(10);
+/// How long the session may take to end after an unmount that succeeded. A copy of the mount in another namespace (a
+/// container that was started meanwhile) would keep it alive.
+const TIDYING: Duration = Duration::from_secs(3);
 
 /// What the main thread waits for.
 enum Event {
@@ -66,7 +68,7 @@ pub fn serve(
         None => tell(&sender, Event::Answered),
         // In a thread of its own: if the server never answers, signals and the session's end must still be heard.
         Some(path) => {
-            thread::Builder::new().name("plyfs-ready".into()).spawn(move || match process::ask(&path) {
+            thread::Builder::new().name("plyfs-ready".into()).spawn(move || match errand::ask(&path) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {}
                 _ => tell(&sender, Event::Answered),
             })?;
@@ -125,7 +127,7 @@ fn leave(point: &mut Option<MountPoint>, events: &Receiver<Event>) {
         Err(error) => {
             log::info!("{}: {}; detaching it from its users", point.path().display(), process::reason(&error));
             // What they have written and the kernel still holds would be lost with the connection.
-            if let Err(error) = process::sync_mount(point.path()) {
+            if let Err(error) = errand::sync_mount(point.path()) {
                 log::warn!("{}: sync: {error}", point.path().display());
             }
             if let Err(error) = point.detach(Detach::Lazily) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::copy_up::Data;
 use super::node::{Node, NodeId, Place, State};
-use super::superblock::{Caller, Overlay};
+use super::superblock::{Caller, Lasting, Overlay};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, SetTime, Stat};
 
@@ -33,9 +33,15 @@ pub struct SetAttr {
 
 impl Overlay {
     /// The attributes of a node.
-    pub fn getattr(&self, id: NodeId) -> Result<Stat> {
+    pub fn getattr(&self, id: NodeId) -> Result<(Stat, Lasting)> {
         let node = self.node(id)?;
-        self.attr(&node)
+        let attr = self.attr(&node)?;
+        let lasting = match (&node.dir, node.named()) {
+            (Some(_), _) if self.is_watched(&node) => Lasting::Both,
+            (None, Some((parent, _))) if self.is_watched(&parent) => self.lasting_attributes(&attr),
+            _ => Lasting::Neither,
+        };
+        Ok((attr, lasting))
     }
 
     /// The target of a symbolic link. `EINVAL` for what is none.
@@ -47,7 +53,7 @@ impl Overlay {
     /// Changes attributes, after a copy-up if it takes one, and returns them all.
     ///
     /// A size cuts or extends the file before the mode changes; of the data only what stays is copied up.
-    pub fn setattr(&self, _caller: &Caller, id: NodeId, set: &SetAttr) -> Result<Stat> {
+    pub fn setattr(&self, _caller: &Caller, id: NodeId, set: &SetAttr) -> Result<(Stat, Lasting)> {
         let node = self.node(id)?;
         if let Some(size) = set.size {
             self.set_size(&node, size, set)?;
@@ -62,7 +68,9 @@ impl Overlay {
         if (set.atime, set.mtime) != (SetTime::Omit, SetTime::Omit) {
             self.with_real(&node, |at, _| sys::set_times(at, set.atime, set.mtime))?;
         }
-        self.attr(&node)
+        let result = self.getattr(id)?;
+        node.own_change.note(&result.0);
+        Ok(result)
     }
 
     /// Takes the set-group-id bit away, as a change of the ACL by somebody outside the group does.

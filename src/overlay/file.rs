@@ -98,6 +98,7 @@ impl Overlay {
         if privileges == Privileges::Kill {
             self.kill_privileges(At::Fd(fd.as_fd()))?;
         }
+        self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(written)
     }
 
@@ -134,10 +135,11 @@ impl Overlay {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
         sys::fallocate(fd.as_fd(), mode, offset, length)?;
-        match privileges {
-            Privileges::Kill => self.kill_privileges(At::Fd(fd.as_fd())),
-            Privileges::Keep => Ok(()),
+        if privileges == Privileges::Kill {
+            self.kill_privileges(At::Fd(fd.as_fd()))?;
         }
+        self.note_change(&node, At::Fd(fd.as_fd()));
+        Ok(())
     }
 
     /// `lseek(2)` for `SEEK_DATA` and `SEEK_HOLE`. `ENXIO` where there is no more of either.
@@ -150,10 +152,12 @@ impl Overlay {
     /// `copy_file_range(2)` between two files of the union. May copy less than asked for.
     pub fn copy_file_range(&self, from: (NodeId, u64), to: (NodeId, u64), length: usize) -> Result<usize> {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
-        let target = self.open_writer(&target)?;
+        let to_file = self.open_writer(&target)?;
         // After the target: if both are one file, it has been copied up by now.
         let source = self.open_reader(&source)?;
-        sys::copy_range(source.as_fd(), from.1, target.as_fd(), to.1, length)
+        let copied = sys::copy_range(source.as_fd(), from.1, to_file.as_fd(), to.1, length)?;
+        self.note_change(&target, At::Fd(to_file.as_fd()));
+        Ok(copied)
     }
 
     /// One of the `FS_IOC_*FLAGS` ioctls. Those that set copy up first.

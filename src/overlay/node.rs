@@ -9,10 +9,11 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::watch::{OwnChange, Watches};
 use crate::sys::{Kind, Stat};
 
 /// The number by which the kernel knows a node. Never used twice in the life of a mount.
@@ -41,6 +42,8 @@ pub struct Node {
     /// Where and what it is. Lock order: after the `names` of its parent. A file's may be held while the rename lock is
     /// taken, a directory's never.
     pub(super) state: RwLock<State>,
+    /// When it was last changed through the union.
+    pub(super) own_change: OwnChange,
     /// What only directories have.
     pub(super) dir: Option<Box<DirState>>,
 }
@@ -99,6 +102,10 @@ pub(super) struct DirState {
     pub names: RwLock<()>,
     /// The lower directories that are merged here, topmost first.
     pub lowers: RwLock<Arc<[LowerDir]>>,
+    /// For one that is not watched: what its real directories looked like when they were last compared.
+    pub look: AtomicU64,
+    /// The watches on it, one a layer. Lock order: after `names`, before any `state`.
+    pub watches: Watches,
     /// Whether the upper directory carries the impure mark: 0 unknown, 1 no, 2 yes.
     pub impure: AtomicU8,
     /// Whether the upper directory has a default ACL: 0 unknown, 1 no, 2 yes.
@@ -152,6 +159,7 @@ impl Node {
             ino,
             copying: Mutex::new(()),
             state: RwLock::new(State { place, layer, real, pins: Pins::default() }),
+            own_change: OwnChange::default(),
             dir: (kind == Kind::Dir).then(Box::default),
         }
     }

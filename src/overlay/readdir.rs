@@ -156,6 +156,8 @@ impl Overlay {
                 }
             }
         }
+        // Before the names are read, or one that comes meanwhile would be missed.
+        let _watched = self.is_watched(&node);
         let listing = match self.listings.get(id).filter(|_| cookie != 0) {
             Some(listing) => listing,
             None => {

@@ -60,6 +60,7 @@ impl Overlay {
         } else {
             self.make_whiteout(dir.as_fd(), name)?;
         }
+        self.note_removed(parent, name);
         self.listings.forget(parent.id);
         let mut state = node.state.write();
         state.pins.object = Some(object);
@@ -112,6 +113,7 @@ impl Overlay {
         } else {
             sys::unlink(dir.as_fd(), name)?;
         }
+        self.note_removed(parent, name);
         self.listings.forget(parent.id);
         if let (Some(node), Some(mut state)) = (node, state)
             && state.place.is(parent, name)

@@ -261,6 +261,7 @@ impl Overlay {
                 }
             }
         }
+        self.note_removed(&old.parent, &old.name);
         self.listings.forget(old.parent.id);
         self.listings.forget(new.parent.id);
         Ok(())

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::node::{LayerIndex, LowerDir, Node, NodeId, Place, RealId, UPPER};
 use super::origin::{Origin, inode_of};
-use super::superblock::{Caller, Entry, Overlay};
+use super::superblock::{Caller, Entry, Lasting, Overlay};
 use super::table::{Interned, Key};
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
 use super::xattr::{Mark, Opacity};
@@ -63,8 +63,15 @@ impl Overlay {
     pub fn lookup(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let parent = self.node(parent)?;
         let _unchanged = self.names(&parent)?.read();
+        let _watched = self.is_watched(&parent);
         let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
         self.enter(&parent, name, found)
+    }
+
+    /// Whether the absence of a name in a directory may be believed until a notice comes.
+    #[must_use]
+    pub fn absence_lasts(&self, parent: NodeId) -> bool {
+        self.table.get(parent).is_some_and(|parent| self.is_watched(&parent))
     }
 
     /// The lock of the names in a directory. `ENOTDIR` for what is none.
@@ -286,8 +293,27 @@ impl Overlay {
         for (layer, fd) in found.fds {
             self.dirs.insert((node.id, layer), Arc::new(fd));
         }
-        let attr = self.shown(&node, found.stat);
-        Ok(Entry { id: node.id, attr })
+        let (attr, lasting) = self.vouch(parent, &node, found.stat)?;
+        Ok(Entry { id: node.id, attr, lasting })
+    }
+
+    /// What is shown of a node that was just looked up, and for how long it holds.
+    fn vouch(&self, parent: &Arc<Node>, node: &Arc<Node>, stat: Stat) -> Result<(Stat, Lasting)> {
+        let shown = self.shown(node, stat);
+        if self.watcher.get().is_none() || !self.is_watched(parent) {
+            return Ok((shown, Lasting::Neither));
+        }
+        let Some(dir) = &node.dir else { return Ok((shown, self.lasting_attributes(&shown))) };
+        if dir.watches.is_complete(node) {
+            return Ok((shown, Lasting::Both));
+        }
+        // Watched from now on; what happened since it was looked at is seen by looking again.
+        if self.is_watched(node) { Ok((self.attr(node)?, Lasting::Both)) } else { Ok((shown, Lasting::Name)) }
+    }
+
+    /// A file with several links can change under a name that is not watched.
+    pub(super) fn lasting_attributes(&self, stat: &Stat) -> Lasting {
+        if stat.nlink > 1 { Lasting::Name } else { Lasting::Both }
     }
 
     /// A node was found again, perhaps elsewhere: under another of its names, or moved behind the mount.

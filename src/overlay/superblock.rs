@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
@@ -15,6 +15,7 @@ use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
 use super::readdir::Listings;
 use super::table::Table;
+use super::watch::Watcher;
 use super::workdir::WorkDir;
 use super::xattr::Namespace;
 use crate::errno::{Errno, Result};
@@ -45,6 +46,8 @@ pub struct Overlay {
     /// Held for writing while a directory is renamed, for reading while directories are opened from the root down.
     /// Lock order: after `names` and the `state` of files, before the `state` of directories.
     pub(super) renaming: RwLock<()>,
+    /// Set once watching has begun.
+    pub(super) watcher: OnceLock<Watcher>,
 }
 
 /// Who makes a request.
@@ -67,6 +70,19 @@ pub struct Entry {
     pub id: NodeId,
     /// Its attributes.
     pub attr: Stat,
+    /// Whether the name and the attributes may be believed until a notice comes.
+    pub lasting: Lasting,
+}
+
+/// For how long what the union says holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// A notice will come if it changes.
+    Both,
+    /// The name will be taken back if it changes, the attributes not.
+    Name,
+    /// Nobody will say when it changes.
+    Neither,
 }
 
 impl Overlay {
@@ -90,6 +106,7 @@ impl Overlay {
     pub(super) fn let_go(&self, nodes: Vec<Arc<Node>>) {
         for node in nodes {
             if node.dir.is_some() {
+                self.unwatch(&node);
                 self.dirs.remove(&(node.id, UPPER));
                 for lower in node.lowers().iter() {
                     self.dirs.remove(&(node.id, lower.layer));

@@ -150,6 +150,13 @@ impl Table {
     }
 }
 
+impl Table {
+    /// All nodes of this moment.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.inner.lock().slots.values().map(|slot| slot.node.clone()).collect()
+    }
+}
+
 impl Inner {
     /// Removes a node that nobody needs, then its parent if that was the last need of it, and so on.
     fn sweep(&mut self, id: NodeId, gone: &mut Vec<Arc<Node>>) {

@@ -26,6 +26,11 @@ pub(super) fn wh_name(name: &OsStr) -> OsString {
     OsString::from_vec([WH_PREFIX, name.as_bytes()].concat())
 }
 
+/// The name that a whiteout in AUFS form hides.
+pub(super) fn hidden_name(name: &OsStr) -> Option<&OsStr> {
+    name.as_bytes().strip_prefix(WH_PREFIX).map(OsStr::from_bytes)
+}
+
 /// Whether a name is one that the AUFS form reserves.
 pub(super) fn is_wh_name(name: &OsStr) -> bool {
     name.as_bytes().starts_with(WH_PREFIX)

@@ -171,7 +171,11 @@ impl Overlay {
     pub fn getxattr(&self, id: super::NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(id)?;
         let name = self.namespace.escape(name);
-        self.with_real(&node, |at, _| sys::get_xattr(at, &name))
+        match self.with_real(&node, |at, _| sys::get_xattr(at, &name)) {
+            // A layer without ACLs has none to show; to the kernel, any other error would mean that nobody may look.
+            Err(Errno::ENOTSUP) if name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT => Err(Errno::ENODATA),
+            result => result,
+        }
     }
 
     /// The names of the attributes that the caller may see, each ended by a NUL.
@@ -215,7 +219,14 @@ impl Overlay {
         Ok(())
     }
 
-    fn xattr_changed(&self, node: &Node, name: &OsStr) {
+    fn xattr_changed(&self, node: &Arc<Node>, name: &OsStr) {
+        let noted = self.with_real(node, |at, _| {
+            self.note_change(node, at);
+            Ok(())
+        });
+        if let Err(errno) = noted {
+            log::debug!("node {}: {errno}", node.id);
+        }
         if name == sys::ACL_DEFAULT
             && let Some(dir) = &node.dir
         {

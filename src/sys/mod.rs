@@ -11,7 +11,9 @@ mod acl;
 mod at;
 mod data;
 mod dents;
+pub mod errand;
 mod handle;
+mod inotify;
 mod ioctl;
 pub mod process;
 mod xattr;
@@ -27,6 +29,7 @@ pub use data::{
 };
 pub use dents::{Dent, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle};
+pub use inotify::{Happening, Inotify, WatchId, wait_for_events};
 pub use ioctl::{clone_fuse_device, file_attr_ioctl};
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 

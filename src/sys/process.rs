@@ -1,8 +1,8 @@
 //! The process side of the system calls: fork and session, signals, limits, inherited descriptors, and the calls that
 //! attach and detach a mount.
 //!
-//! Knows neither FUSE's protocol nor the union. Nothing here walks into a mount point: the calls that take its path
-//! either do not follow it or ask for nothing that the server behind it would have to answer.
+//! Knows neither FUSE's protocol nor the union. Nothing here makes this process wait for the mount that it serves; the calls
+//! that go into it are in [`errand`](super::errand).
 
 use std::ffi::CStr;
 use std::io;
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
-use rustix::mount::{FsOpenFlags, UnmountFlags};
+use rustix::mount::FsOpenFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags, SocketType,
 };
@@ -55,14 +55,16 @@ pub fn fork() -> io::Result<Fork> {
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
-        pid => match rustix::process::Pid::from_raw(pid) {
-            Some(pid) => Ok(Fork::Parent(Child(pid))),
-            None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-        },
+        pid => Ok(Fork::Parent(Child::of(pid)?)),
     }
 }
 
 impl Child {
+    /// The process that a fork has returned.
+    pub(super) fn of(pid: libc::pid_t) -> io::Result<Child> {
+        rustix::process::Pid::from_raw(pid).map(Child).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+    }
+
     /// Waits until the process has ended.
     ///
     /// # Errors
@@ -84,6 +86,12 @@ impl Child {
             }
         }
     }
+}
+
+/// Makes the ends of child processes known to us, which a caller that ignores SIGCHLD would have kept from us.
+pub fn notice_children() {
+    // SAFETY: sets a disposition of the kernel's; no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// A pipe, both ends closed on exec: (read end, write end).
@@ -255,30 +263,6 @@ pub fn mount(source: &CStr, target: &Path, kind: &CStr, flags: MountFlags, data:
     Ok(rustix::mount::mount(source, target, kind, flags, data)?)
 }
 
-/// How hard a mount is pulled off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Detach {
-    /// Only if nobody uses it (`EBUSY` else).
-    WhenIdle,
-    /// Out of the tree now, gone when the last user leaves it.
-    Lazily,
-    /// As `Lazily`, and what is waiting for the server fails at once.
-    Forcibly,
-}
-
-/// Detaches the mount at a path, umount2(2). The path's last component is not followed and not asked anything.
-///
-/// # Errors
-/// `EBUSY`, `EPERM`, and `EINVAL` if nothing is mounted there.
-pub fn unmount(target: &Path, how: Detach) -> io::Result<()> {
-    let flags = match how {
-        Detach::WhenIdle => UnmountFlags::NOFOLLOW,
-        Detach::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-        Detach::Forcibly => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH | UnmountFlags::FORCE,
-    };
-    Ok(rustix::mount::unmount(target, flags)?)
-}
-
 /// Which mount a path leads to. Two mounts that follow each other at one path differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MountId(u64);
@@ -297,25 +281,6 @@ pub fn mount_id(path: &Path) -> io::Result<MountId> {
         return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
     }
     Ok(MountId(answer.stx_mnt_id))
-}
-
-/// Asks the server behind a mount point one question (statfs) and waits for any answer.
-///
-/// # Errors
-/// Whatever the server or a broken connection (`ENOTCONN`, `ECONNABORTED`) answers.
-pub fn ask(mount_point: &Path) -> io::Result<()> {
-    rustix::io::retry_on_intr(|| rustix::fs::statfs(mount_point))?;
-    Ok(())
-}
-
-/// Writes back everything that the kernel still holds for the file system mounted at a path.
-///
-/// # Errors
-/// What the file system answers to opening its root or to the writes.
-pub fn sync_mount(mount_point: &Path) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = rustix::fs::open(mount_point, flags, Mode::empty())?;
-    Ok(rustix::fs::syncfs(&root)?)
 }
 
 /// Whether a program may be run by this process.

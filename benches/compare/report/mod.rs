@@ -73,6 +73,9 @@ impl Results {
         if plan.scale != 1.0 {
             notes.push(format!("all sizes and counts times {}: the marks were set with 1", plan.scale));
         }
+        if plan.who != Who::User {
+            notes.push("the marks were set as an ordinary user in a user namespace".to_owned());
+        }
         Results {
             contenders: plan.contenders.clone(),
             machine,

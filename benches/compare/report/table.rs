@@ -123,8 +123,12 @@ fn remarks(results: &Results) -> Vec<String> {
     if results.kernel().is_some() {
         lines.push("Ratios to the kernel's overlay in the same round: median (smallest to largest).".to_owned());
     }
+    let mut slower: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (row, rival, times) in results.slower_than_rivals(OURS) {
-        lines.push(format!("{OURS} is slower than {rival}: {row}, {times:.2} times."));
+        slower.entry(rival).or_default().push(format!("{row} ({times:.2})"));
+    }
+    for (rival, rows) in slower {
+        lines.push(format!("{OURS} is slower than {rival}, beyond the spread: {}.", rows.join("; ")));
     }
     let mut failures: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for (work, contender, reason) in results.failures() {

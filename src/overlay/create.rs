@@ -157,7 +157,8 @@ impl Overlay {
         let replaces = self.check_free(target)?;
         let work = self.work()?;
         let temporary = work.temporary();
-        let file = self.prepare(caller, work, &temporary, target, what)?;
+        let mut mode = 0o777;
+        let file = self.prepare(caller, work, &temporary, target, what, &mut mode)?;
         let is_dir = what.kind() == Kind::Dir;
         if is_dir && !target.parent.lowers().is_empty() {
             // Opaque from its first visible moment.
@@ -171,12 +172,14 @@ impl Overlay {
             },
             Replaces::Whiteout if is_dir => {
                 sys::rename(temporary.pair(), to, RenameFlags::EXCHANGE)?;
+                self.settle_mode(At::Name(target.dir, target.name), Kind::Dir, mode)?;
                 // The whiteout, now in the work directory, goes with the temporary name.
                 return Ok(file);
             }
             Replaces::Whiteout => sys::renamed(temporary.pair(), to)?,
         }
         temporary.publish();
+        self.settle_mode(At::Name(target.dir, target.name), what.kind(), mode)?;
         Ok(file)
     }
 
@@ -187,6 +190,7 @@ impl Overlay {
         temporary: &Temporary<'_>,
         target: &Target<'_>,
         what: What<'_>,
+        settled: &mut u32,
     ) -> Result<Option<OwnedFd>> {
         let (dir, name) = temporary.pair();
         let file = match what {
@@ -214,7 +218,8 @@ impl Overlay {
         if let What::Node { kind, mode, .. } = what {
             let mode = mode & 0o7777 | if inherits_group && kind == Kind::Dir { libc::S_ISGID } else { 0 };
             let mode = self.inherit_acl(at, target, kind, mode, caller.umask)?;
-            sys::chmod(at, mode)?;
+            sys::chmod(at, self.movable_mode(kind, mode))?;
+            *settled = mode;
         }
         Ok(file)
     }

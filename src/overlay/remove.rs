@@ -77,6 +77,14 @@ impl Overlay {
             }
         }
         let temporary = self.work()?.temporary();
+        if self.server.0 != 0 {
+            let at = At::Name(dir, name);
+            let mode = sys::stat(at)?.mode;
+            if mode & 0o700 != 0o700 {
+                // It is about to go, and who is not root can move only what it may write to.
+                sys::chmod(at, mode | 0o700)?;
+            }
+        }
         // Out of sight at once; its whiteouts, and a whiteout that it was exchanged for, go with the temporary name.
         if lower {
             self.replace_by_whiteout((dir, name), temporary.pair())

@@ -200,6 +200,20 @@ pub fn raise_descriptor_limit() -> u64 {
     limit.current.unwrap_or(1024)
 }
 
+/// Gives memory that was freed back to the system.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Lets go of a `flock(2)`.
+pub fn unlock(fd: BorrowedFd<'_>) -> Result<()> {
+    Ok(fs::flock(fd, fs::FlockOperation::Unlock)?)
+}
+
 /// Takes an exclusive `flock(2)` without waiting. `EAGAIN` when somebody else has it.
 pub fn lock_exclusive(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(fs::flock(fd, fs::FlockOperation::NonBlockingLockExclusive)?)

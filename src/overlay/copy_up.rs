@@ -46,22 +46,20 @@ impl Overlay {
     /// The same with part of the data.
     pub(super) fn copy_up_data(&self, node: &Arc<Node>, data: Data) -> Result<()> {
         let work = self.work()?;
-        // Ancestors first, from the top, so that no two `copying` locks are ever held.
-        let mut chain = Vec::new();
-        let mut current = node.clone();
-        while !current.in_upper() {
-            let parent = current.named().map(|(parent, _)| parent);
-            chain.push(current);
-            match parent {
-                Some(parent) => current = parent,
-                None => break,
+        // From the topmost ancestor down, each under its own lock alone; and again, if one was moved meanwhile.
+        while !node.in_upper() {
+            let mut chain = vec![node.clone()];
+            while let Some((parent, _)) = chain.last().and_then(|last| last.named())
+                && !parent.in_upper()
+            {
+                chain.push(parent);
             }
-        }
-        while let Some(next) = chain.pop() {
-            let wanted = if next.id == node.id { data } else { Data::All };
-            let _copying = next.copying.lock();
-            while !next.in_upper() {
-                if let Published::Yes = self.copy_up_locked(work, &next, wanted)? {
+            while let Some(next) = chain.pop() {
+                let wanted = if next.id == node.id { data } else { Data::All };
+                let _copying = next.copying.lock();
+                if !next.in_upper()
+                    && let Published::Moved = self.copy_up_locked(work, &next, wanted)?
+                {
                     break;
                 }
             }
@@ -77,9 +75,7 @@ impl Overlay {
             return self.adopt_nameless(node, &temporary, copy);
         };
         if !parent.in_upper() {
-            // Renamed below a directory that is not copied up yet.
-            drop(temporary);
-            self.copy_up(&parent)?;
+            // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
         self.publish(node, &parent, &name, temporary, (layer, stat))

@@ -70,6 +70,27 @@ impl Overlay {
         self.make(caller, parent, name, What::Link(&node))
     }
 
+    /// Makes a regular file without a name (`O_TMPFILE`). It can be given one by [`Overlay::link`].
+    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32) -> Result<Entry> {
+        let parent = self.node(parent)?;
+        self.copy_up(&parent)?;
+        let dir = self.dir_fd(&parent, UPPER)?;
+        // Group and ACLs as for a name in that directory.
+        sys::set_umask(caller.umask)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE;
+        let file = sys::open(dir.as_fd(), OsStr::new("."), flags, Mode::from_raw_mode(mode & 0o7777))?;
+        let at = At::Fd(file.as_fd());
+        let made = sys::stat(at)?;
+        let inherits_group = sys::stat(At::Fd(dir.as_fd()))?.mode & libc::S_ISGID != 0;
+        let gid = if inherits_group { made.gid } else { caller.gid };
+        if (made.uid, made.gid) != (caller.uid, gid) {
+            sys::chown(at, Some(caller.uid), Some(gid))?;
+            // A change of owner takes suid and sgid away.
+            sys::chmod(at, made.mode)?;
+        }
+        self.enter_nameless(Arc::new(file))
+    }
+
     fn make(&self, caller: &Caller, parent: NodeId, name: &OsStr, what: What<'_>) -> Result<Entry> {
         let parent = self.node(parent)?;
         self.copy_up(&parent)?;

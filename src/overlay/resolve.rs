@@ -280,6 +280,24 @@ impl Overlay {
         Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting })
     }
 
+    /// Makes a new file without a name a node.
+    pub(super) fn enter_nameless(&self, file: Arc<OwnedFd>) -> Result<Entry> {
+        let stat = sys::stat(At::Fd(file.as_fd()))?;
+        let real = RealId::of(&stat);
+        let number =
+            self.numbers.persistent(&self.layers, stat.dev, stat.ino).unwrap_or_else(|| self.numbers.made_up());
+        let make = |id| Node::new(id, stat.kind(), number, Place::Gone, UPPER, real);
+        let node = match self.table.intern(Key::Real(real), &self.root, |_| false, make) {
+            Interned::New(node) | Interned::Known(node) => node,
+        };
+        self.let_go(self.table.moved(&node, None));
+        let mut state = node.state.write();
+        state.pins.open = Some(file.clone());
+        state.pins.object = Some(file);
+        drop(state);
+        Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting: Lasting::Neither })
+    }
+
     fn intern(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> (Arc<Node>, Stat) {
         let kind = found.stat.kind();
         let real = RealId::of(&found.stat);

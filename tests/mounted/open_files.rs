@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::support::map::Map;
 use crate::support::*;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 #[test]
 fn an_unlinked_open_file_is_still_a_file() {
@@ -105,4 +107,27 @@ fn a_directory_removed_while_open_is_empty() {
     fs::remove_dir_all(union.merged("dir")).unwrap();
     let made = rustix::fs::mkdirat(&dir, "sub", rustix::fs::Mode::RWXU);
     assert_eq!(made, Err(rustix::io::Errno::NOENT));
+}
+
+#[test]
+fn a_file_without_a_name_can_be_given_one() {
+    let layers = Layers::new(1);
+    fs::create_dir(layers.lower("dir")).unwrap();
+    let union = layers.mount();
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o640)
+        .custom_flags(libc::O_TMPFILE)
+        .open(union.merged("dir"))
+        .unwrap();
+    file.write_all(b"hello").unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    assert_eq!(fs::read_dir(union.merged("dir")).unwrap().count(), 0);
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+    rustix::fs::linkat(rustix::fs::CWD, open.as_str(), rustix::fs::CWD, union.merged("dir/named"), follow).unwrap();
+    assert_eq!(fs::read(union.upper("dir/named")).unwrap(), b"hello");
+    assert_eq!(file.metadata().unwrap().nlink(), 1);
+    assert_eq!(fs::metadata(union.merged("dir/named")).unwrap().ino(), file.metadata().unwrap().ino());
 }

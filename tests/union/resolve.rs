@@ -130,6 +130,14 @@ fn the_opaque_file_of_aufs_works_in_a_layers_root() {
 }
 
 #[test]
+fn an_opaque_mark_on_a_layers_root_means_nothing() {
+    let layers = Layers::of(&["top = 1", "bottom = 2"]);
+    set_mark(&layers.lower(1, ""), "opaque", b"y");
+    set_mark(&layers.upper_path(""), "opaque", b"y");
+    layers.open().shows("bottom = 2\n top = 1");
+}
+
+#[test]
 fn wh_names_in_the_upper_are_names_where_devices_are_whiteouts() {
     let u = Layers::of(&["a = 1"]).upper(".wh.a = just a name").open();
     u.shows(".wh.a = just a name\n a = 1");

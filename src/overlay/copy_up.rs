@@ -209,12 +209,13 @@ impl Overlay {
             temporary.publish();
             self.settle_mode(At::Name(to_dir.as_fd(), name), node.kind, wanted.mode)?;
             let mut state = file_state.unwrap_or_else(|| node.state.write());
+            // Before anybody can see that it is in the upper, and link it to where it is found by its inode.
+            self.table.rekey(node, Key::Real(real));
             state.layer = UPPER;
             state.real = real;
             self.readers.remove(&node.id);
         }
         self.listings.forget(parent.id);
-        self.table.rekey(node, Key::Real(real));
         // The directory did not change for those who look at it through the union.
         let restored = sys::set_times(At::Fd(to_dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
         if let Err(errno) = restored {

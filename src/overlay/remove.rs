@@ -33,6 +33,7 @@ impl Overlay {
     pub fn rmdir(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<()> {
         let parent = self.node(parent)?;
         self.copy_up(&parent)?;
+        let _down_the_tree = self.crossing.read();
         let _names = self.names(&parent)?.write();
         let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
         if !found.stat.is_dir() {

@@ -96,6 +96,10 @@ impl Overlay {
         how: Rename,
         entered: &mut Vec<NodeId>,
     ) -> Result<Option<Arc<Node>>> {
+        // Two parents may lie anywhere; with one, a directory that is replaced lies in it.
+        let one = old_parent.id == new_parent.id;
+        let _down_the_tree = one.then(|| self.crossing.read());
+        let _anywhere = (!one).then(|| self.crossing.write());
         let _names = self.lock_names(old_parent, new_parent)?;
         let old = self.rename_end(old_parent, old_name, entered)?;
         let new = self.rename_end(new_parent, new_name, entered)?;
@@ -114,7 +118,7 @@ impl Overlay {
                 return Ok(Some(node.clone()));
             }
         }
-        if old_parent.id != new_parent.id {
+        if !one {
             self.keep_purity(&moving, new_parent)?;
         }
         match &swapped {

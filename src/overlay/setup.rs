@@ -81,6 +81,7 @@ impl Overlay {
             readers: FdCache::new((limit / 8).clamp(16, 2048)),
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
             listings: Listings::default(),
+            crossing: RwLock::new(()),
             renaming: RwLock::new(()),
             watcher: std::sync::OnceLock::new(),
         };

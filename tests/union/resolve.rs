@@ -18,9 +18,12 @@ fn the_first_layer_that_has_a_name_wins() {
 
 #[test]
 fn directories_merge_and_each_name_is_listed_once() {
-    let u = Layers::of(&["dir1/file_a = a\n dir1/both = top\n link1 -> a", "dir1/file_b = b\n dir1/both = below\n link1 -> b"])
-        .upper("dir1/file_c = c")
-        .open();
+    let u = Layers::of(&[
+        "dir1/file_a = a\n dir1/both = top\n link1 -> a",
+        "dir1/file_b = b\n dir1/both = below\n link1 -> b",
+    ])
+    .upper("dir1/file_c = c")
+    .open();
     assert_eq!(u.list("dir1"), ["both", "file_a", "file_b", "file_c"]);
     u.shows("dir1/both = top\n dir1/file_a = a\n dir1/file_b = b\n dir1/file_c = c\n link1 -> a");
 }

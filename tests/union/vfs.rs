@@ -173,13 +173,16 @@ impl Union {
             })
             .unwrap();
         let mut plus = Vec::new();
-        let (mut room, mut each) = (|_: &OsStr| Room::Taken, |entry: &plyfs::overlay::Dirent<'_>, met: Option<&Entry>| {
-            if let Some(met) = met {
-                assert_eq!(met.attr.ino, entry.ino);
-                self.met(met.clone());
-            }
-            plus.push((entry.name.to_owned(), entry.ino, entry.kind));
-        });
+        let (mut room, mut each) = (
+            |_: &OsStr| Room::Taken,
+            |entry: &plyfs::overlay::Dirent<'_>, met: Option<&Entry>| {
+                if let Some(met) = met {
+                    assert_eq!(met.attr.ino, entry.ino);
+                    self.met(met.clone());
+                }
+                plus.push((entry.name.to_owned(), entry.ino, entry.kind));
+            },
+        );
         self.overlay.readdirplus(&caller(), dir, 0, &mut room, &mut each).unwrap();
         assert_eq!(plain, plus, "READDIR and READDIRPLUS differ");
         assert_eq!(plain[0].0, ".");

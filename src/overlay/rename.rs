@@ -146,6 +146,8 @@ impl Overlay {
             match (is_dir, target.kind == Kind::Dir) {
                 (true, false) => return Err(Errno::ENOTDIR),
                 (false, true) => return Err(Errno::EISDIR),
+                // The parent of what moves: not empty, and locked by this rename itself.
+                (true, true) if target.id == old.parent.id => return Err(Errno::ENOTEMPTY),
                 (true, true) => {
                     inside = Some(self.names(target)?.write());
                     if !self.is_empty(target)? {

@@ -191,6 +191,21 @@ fn a_directory_cannot_go_below_itself() {
 }
 
 #[test]
+fn a_directory_cannot_take_the_place_of_one_above_it() {
+    crate::concurrency::in_time(|| {
+        let u = union(&["x = 1"]);
+        for dir in ["d", "d/e", "d/e/f"] {
+            u.mkdir(dir).unwrap();
+        }
+        assert_eq!(u.rename("d/e", "d"), Err(Errno::ENOTEMPTY));
+        assert_eq!(u.rename("d/e/f", "d"), Err(Errno::ENOTEMPTY));
+        assert_eq!(u.rename_how("d/e", "d", Exchange), Err(Errno::EINVAL));
+        assert_eq!(u.rename_how("d", "d/e", Exchange), Err(Errno::EINVAL));
+        u.shows("d/e/f/\n x = 1");
+    });
+}
+
+#[test]
 fn a_directory_gets_impure_with_what_moves_into_it() {
     let u = union(&["f = 1\n x = 1"]);
     u.mkdir("d").unwrap();

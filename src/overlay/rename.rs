@@ -86,6 +86,20 @@ impl Overlay {
         Ok(())
     }
 
+    /// Neither end may lie below the other. The kernel lets no such rename through to a mount; here it would wait for its
+    /// own locks, or fail on disk halfway.
+    fn check_apart(old: &End, new: &End, moving: &Arc<Node>, how: Rename) -> Result<()> {
+        if is_at_or_above(moving, &new.parent) {
+            return Err(Errno::EINVAL);
+        }
+        match &new.node {
+            Some(target) if !is_at_or_above(target, &old.parent) => Ok(()),
+            Some(_) if how == Rename::Exchange => Err(Errno::EINVAL),
+            Some(_) => Err(Errno::ENOTEMPTY),
+            None => Ok(()),
+        }
+    }
+
     /// Renames, or returns what has to be copied up first.
     fn try_rename(
         &self,
@@ -110,6 +124,9 @@ impl Overlay {
             // Two names of one file: nothing to do, as rename(2) says.
             (Some(target), Rename::Replace | Rename::Exchange) if target.id == moving.id => return Ok(None),
             _ => {}
+        }
+        if !one {
+            Overlay::check_apart(&old, &new, &moving, how)?;
         }
         let swapped = new.node.clone().filter(|_| how == Rename::Exchange);
         for node in std::iter::once(&moving).chain(&swapped) {
@@ -146,8 +163,6 @@ impl Overlay {
             match (is_dir, target.kind == Kind::Dir) {
                 (true, false) => return Err(Errno::ENOTDIR),
                 (false, true) => return Err(Errno::EISDIR),
-                // The parent of what moves: not empty, and locked by this rename itself.
-                (true, true) if target.id == old.parent.id => return Err(Errno::ENOTEMPTY),
                 (true, true) => {
                     inside = Some(self.names(target)?.write());
                     if !self.is_empty(target)? {
@@ -327,4 +342,14 @@ impl Overlay {
         let first = self.names(first)?.write();
         Ok((first, Some(self.names(second)?.write())))
     }
+}
+
+/// Whether a directory is another one or lies above it.
+fn is_at_or_above(dir: &Arc<Node>, other: &Arc<Node>) -> bool {
+    let mut current = other.clone();
+    while current.id != dir.id {
+        let Place::In { parent, .. } = current.place() else { return false };
+        current = parent;
+    }
+    true
 }

@@ -70,8 +70,11 @@ impl Model {
     }
 
     fn merge(&mut self, dir: &str, layers: &[&Layer]) {
-        let names: BTreeSet<&String> =
-            layers.iter().flat_map(|layer| layer.keys()).filter(|path| !path.is_empty() && parent(path) == dir).collect();
+        let names: BTreeSet<&String> = layers
+            .iter()
+            .flat_map(|layer| layer.keys())
+            .filter(|path| !path.is_empty() && parent(path) == dir)
+            .collect();
         for path in names {
             let mut dirs: Vec<&Layer> = Vec::new();
             for layer in layers {
@@ -185,6 +188,12 @@ impl Model {
             (Some(target), _) if target == moving => return Ok(()),
             _ => {}
         }
+        if is_below(new, old) || (how == Rename::Exchange && is_below(old, new)) {
+            return Err(Errno::EINVAL);
+        }
+        if is_below(old, new) {
+            return Err(Errno::ENOTEMPTY);
+        }
         for object in [Some(moving), target.filter(|_| how == Rename::Exchange)].into_iter().flatten() {
             if matches!(self.objects[object].what, What::Dir { lower: true }) {
                 return Err(Errno::EXDEV);
@@ -197,9 +206,6 @@ impl Model {
                 (true, true) if !self.is_empty(new) => return Err(Errno::ENOTEMPTY),
                 _ => {}
             }
-        }
-        if is_below(new, old) || (how == Rename::Exchange && is_below(old, new)) {
-            return Err(Errno::EINVAL);
         }
         let from = self.take(old);
         let back = self.take(new);

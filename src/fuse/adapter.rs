@@ -48,6 +48,7 @@ impl Default for Policy {
 pub struct Adapter {
     overlay: Arc<Overlay>,
     policy: Policy,
+    long_setxattr: bool,
 }
 
 /// What goes back to the kernel.
@@ -90,7 +91,13 @@ impl Adapter {
     /// An adapter for a union.
     #[must_use]
     pub fn new(overlay: Arc<Overlay>, policy: Policy) -> Adapter {
-        Adapter { overlay, policy }
+        Adapter { overlay, policy, long_setxattr: true }
+    }
+
+    /// The same, for a kernel whose SETXATTR has the longer form (`FUSE_SETXATTR_EXT`) or not.
+    #[must_use]
+    pub fn with_long_setxattr(self, long_setxattr: bool) -> Adapter {
+        Adapter { long_setxattr, ..self }
     }
 
     /// The union.
@@ -345,7 +352,7 @@ impl Adapter {
         match header.opcode {
             opcode::SETXATTR => {
                 let (size, flags) = (body.u32()? as usize, body.u32()?.cast_signed());
-                let (extra, _padding) = (body.u32()?, body.u32()?);
+                let extra = if self.long_setxattr { (body.u32()?, body.u32()?).0 } else { 0 };
                 let name = body.name()?;
                 self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
                 if extra & SETXATTR_ACL_KILL_SGID != 0 {

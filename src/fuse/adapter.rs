@@ -84,6 +84,7 @@ const SETATTR_KILL_SUIDGID: u32 = 1 << 11;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 const FSYNC_DATA_ONLY: u32 = 1;
 const SETXATTR_ACL_KILL_SGID: u32 = 1;
+const OPEN_KEEP_CACHE: u32 = 1 << 1;
 
 impl Adapter {
     /// An adapter for a union.
@@ -113,6 +114,11 @@ impl Adapter {
             opcode::GETATTR => {
                 let (attr, lasting) = self.overlay.getattr(header.node)?;
                 buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));
+                Ok(Answer::Out)
+            }
+            opcode::STATX => {
+                let (attr, lasting) = self.overlay.getattr(header.node)?;
+                buffers.out.put_statx(&attr, self.policy.attributes(lasting));
                 Ok(Answer::Out)
             }
             opcode::SETATTR => self.setattr(header, &mut body, buffers),
@@ -195,6 +201,16 @@ impl Adapter {
             opcode::LINK => {
                 let node = body.u64()?;
                 self.overlay.link(&caller(header, 0), node, parent, body.name()?)?
+            }
+            opcode::TMPFILE => {
+                let (_flags, mode, umask) = (body.u32()?, body.u32()?, body.u32()?);
+                let entry = self.overlay.tmpfile(&caller(header, umask), parent, mode)?;
+                let answer = self.entry(&entry, buffers);
+                // fuse_open_out: no handle, and the cache is kept.
+                buffers.out.put_u64(0);
+                buffers.out.put_u32(OPEN_KEEP_CACHE);
+                buffers.out.put_u32(0);
+                return Ok(answer);
             }
             opcode::UNLINK => {
                 self.overlay.unlink(&caller(header, 0), parent, body.name()?)?;
@@ -376,7 +392,7 @@ impl Adapter {
                 let (from_offset, to, _handle) = (body.u64()?, body.u64()?, body.u64()?);
                 let (to_offset, length) = (body.u64()?, body.u64()?);
                 // The reply counts in 32 bits, and a page less stays aligned.
-                let length = usize::try_from(length).unwrap_or(usize::MAX).min((u32::MAX & !0xfff) as usize);
+                let length = usize::try_from(length).unwrap_or(usize::MAX).min(!0xfff_u32 as usize);
                 let copied = self.overlay.copy_file_range((header.node, from_offset), (to, to_offset), length)?;
                 buffers.out.put_u32(u32::try_from(copied).unwrap_or(u32::MAX));
                 buffers.out.put_u32(0);

@@ -112,6 +112,7 @@ impl Server {
                 std::thread::Builder::new().name(format!("plyfs-{n}")).spawn_scoped(scope, move || worker.serve())?;
             }
             Worker::new(&self.adapter, self.device.clone()).serve();
+            self.adapter.overlay().release();
             Ok(())
         })
     }

@@ -189,6 +189,8 @@ impl<'a> Reader<'a> {
 
 /// A reply in the making.
 pub trait Writer {
+    /// Appends 16 bits.
+    fn put_u16(&mut self, value: u16);
     /// Appends 32 bits.
     fn put_u32(&mut self, value: u32);
     /// Appends 64 bits.
@@ -218,6 +220,39 @@ pub trait Writer {
         self.put_attr(attr);
     }
 
+    /// Appends `fuse_statx_out`: the attributes with the time of creation.
+    fn put_statx(&mut self, attr: &Stat, lifetime: Duration) {
+        self.put_u64(lifetime.as_secs());
+        self.put_u32(lifetime.subsec_nanos());
+        self.put_u32(0);
+        self.put_u64(0);
+        self.put_u64(0);
+        let known = libc::STATX_BASIC_STATS | if attr.btime.is_some() { libc::STATX_BTIME } else { 0 };
+        self.put_u32(known);
+        self.put_u32(attr.blksize);
+        self.put_u64(0);
+        for value in [attr.nlink, attr.uid, attr.gid] {
+            self.put_u32(value);
+        }
+        self.put_u16(u16::try_from(attr.mode).unwrap_or(0));
+        self.put_u16(0);
+        for value in [attr.ino, attr.size, attr.blocks, 0] {
+            self.put_u64(value);
+        }
+        for time in [attr.atime, attr.btime.unwrap_or_default(), attr.ctime, attr.mtime] {
+            self.put_u64(time.sec.cast_unsigned());
+            self.put_u32(time.nsec);
+            self.put_u32(0);
+        }
+        let (major, minor) = split_dev(attr.rdev);
+        for value in [major, minor, 0, 0] {
+            self.put_u32(value);
+        }
+        for _ in 0..14 {
+            self.put_u64(0);
+        }
+    }
+
     /// Appends `fuse_entry_out`. A node number of 0 says that there is nothing, which is remembered as long.
     fn put_entry(&mut self, node: u64, attr: &Stat, entry_lifetime: Duration, attr_lifetime: Duration) {
         self.put_u64(node);
@@ -231,6 +266,10 @@ pub trait Writer {
 }
 
 impl Writer for Vec<u8> {
+    fn put_u16(&mut self, value: u16) {
+        self.extend_from_slice(&value.to_ne_bytes());
+    }
+
     fn put_u32(&mut self, value: u32) {
         self.extend_from_slice(&value.to_ne_bytes());
     }
@@ -287,6 +326,7 @@ pub fn no_attr() -> Stat {
         atime: zero,
         mtime: zero,
         ctime: zero,
+        btime: None,
     }
 }
 
@@ -305,6 +345,9 @@ mod tests {
         out.clear();
         out.put_attr_out(&no_attr(), Duration::ZERO);
         assert_eq!(out.len(), 104);
+        out.clear();
+        out.put_statx(&no_attr(), Duration::ZERO);
+        assert_eq!(out.len(), 288);
         out.clear();
         put_dirent(&mut out, OsStr::new("abc"), 1, Kind::File, 2);
         assert_eq!(out.len(), dirent_size(OsStr::new("abc"), false));

@@ -124,10 +124,17 @@ impl Overlay {
     }
 
     /// A name of the node is about to go: keeps the way to its object. Call with the node's state locked.
-    pub(super) fn pin_object(&self, state: &mut State, dir: sys::BorrowedFd<'_>, name: &std::ffi::OsStr) -> Result<()> {
+    pub(super) fn pin_object(
+        &self,
+        node: &Node,
+        state: &mut State,
+        dir: sys::BorrowedFd<'_>,
+        name: &std::ffi::OsStr,
+    ) -> Result<()> {
         if state.pins.object.is_none() {
-            let fd = match &state.pins.open {
-                Some(open) => open.clone(),
+            let open = state.pins.open.clone().or_else(|| self.writers.get(&node.id));
+            let fd = match open.or_else(|| self.readers.get(&node.id)) {
+                Some(open) => open,
                 None => Arc::new(sys::open(dir, name, OFlags::PATH, Mode::empty())?),
             };
             state.pins.object = Some(fd);

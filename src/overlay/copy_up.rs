@@ -46,22 +46,20 @@ impl Overlay {
     /// The same with part of the data.
     pub(super) fn copy_up_data(&self, node: &Arc<Node>, data: Data) -> Result<()> {
         let work = self.work()?;
-        // Ancestors first, from the top, so that no two `copying` locks are ever held.
-        let mut chain = Vec::new();
-        let mut current = node.clone();
-        while !current.in_upper() {
-            let parent = current.named().map(|(parent, _)| parent);
-            chain.push(current);
-            match parent {
-                Some(parent) => current = parent,
-                None => break,
+        // From the topmost ancestor down, each under its own lock alone; and again, if one was moved meanwhile.
+        while !node.in_upper() {
+            let mut chain = vec![node.clone()];
+            while let Some((parent, _)) = chain.last().and_then(|last| last.named())
+                && !parent.in_upper()
+            {
+                chain.push(parent);
             }
-        }
-        while let Some(next) = chain.pop() {
-            let wanted = if next.id == node.id { data } else { Data::All };
-            let _copying = next.copying.lock();
-            while !next.in_upper() {
-                if let Published::Yes = self.copy_up_locked(work, &next, wanted)? {
+            while let Some(next) = chain.pop() {
+                let wanted = if next.id == node.id { data } else { Data::All };
+                let _copying = next.copying.lock();
+                if !next.in_upper()
+                    && let Published::Moved = self.copy_up_locked(work, &next, wanted)?
+                {
                     break;
                 }
             }
@@ -77,12 +75,10 @@ impl Overlay {
             return self.adopt_nameless(node, &temporary, copy);
         };
         if !parent.in_upper() {
-            // Renamed below a directory that is not copied up yet.
-            drop(temporary);
-            self.copy_up(&parent)?;
+            // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
-        self.publish(node, &parent, &name, temporary, layer)
+        self.publish(node, &parent, &name, temporary, (layer, stat))
     }
 
     /// Makes the copy, under a temporary name. Returns it open, if it is a regular file.
@@ -110,7 +106,7 @@ impl Overlay {
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
         if node.kind != Kind::Symlink {
-            sys::chmod(to, stat.mode)?;
+            sys::chmod(to, self.movable_mode(node.kind, stat.mode))?;
         }
         if self.keeps_origin(node, stat) {
             self.with_real(node, |from, _| self.set_origin(from, to, layer))?;
@@ -180,7 +176,7 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &Arc<OsStr>,
         temporary: Temporary<'_>,
-        layer: LayerIndex,
+        (layer, wanted): (LayerIndex, Stat),
     ) -> Result<Published> {
         let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
         let to_dir = self.dir_fd(parent, UPPER)?;
@@ -202,7 +198,8 @@ impl Overlay {
             if moved {
                 return Ok(Published::Moved);
             }
-            match sys::rename(temporary.pair(), (to_dir.as_fd(), name), RenameFlags::NOREPLACE) {
+            let place = (to_dir.as_fd(), &**name);
+            match self.in_writable(to_dir.as_fd(), || sys::rename(temporary.pair(), place, RenameFlags::NOREPLACE)) {
                 Ok(()) => {}
                 // Somebody put an object into the upper behind the mount.
                 Err(Errno::EEXIST) => return Err(Errno::ESTALE),
@@ -210,6 +207,7 @@ impl Overlay {
                 Err(errno) => return Err(errno),
             }
             temporary.publish();
+            self.settle_mode(At::Name(to_dir.as_fd(), name), node.kind, wanted.mode)?;
             let mut state = file_state.unwrap_or_else(|| node.state.write());
             state.layer = UPPER;
             state.real = real;
@@ -224,6 +222,33 @@ impl Overlay {
         }
         log::debug!("copy-up of node {} from layer {layer}", node.id);
         Ok(Published::Yes)
+    }
+
+    /// The mode with which a copy is moved into place. Who is not root can move a directory only if it may write to it.
+    pub(super) fn movable_mode(&self, kind: Kind, mode: u32) -> u32 {
+        if kind == Kind::Dir && self.server.0 != 0 { mode | 0o200 } else { mode }
+    }
+
+    /// Gives an object its own mode, if it was moved with another.
+    pub(super) fn settle_mode(&self, at: At<'_>, kind: Kind, mode: u32) -> Result<()> {
+        if self.movable_mode(kind, mode) == mode { Ok(()) } else { sys::chmod(at, mode) }
+    }
+
+    /// Does something in an upper directory that its owner, who is not root, has made unwritable: a copy-up is no change
+    /// that the mode of the directory is there to prevent.
+    pub(super) fn in_writable<T>(&self, dir: sys::BorrowedFd<'_>, f: impl Fn() -> Result<T>) -> Result<T> {
+        match f() {
+            Err(Errno::EACCES) if self.server.0 != 0 => {}
+            result => return result,
+        }
+        let mode = sys::stat(At::Fd(dir))?.mode;
+        if mode & 0o300 == 0o300 {
+            return Err(Errno::EACCES);
+        }
+        sys::chmod(At::Fd(dir), mode | 0o300)?;
+        let result = f();
+        sys::chmod(At::Fd(dir), mode)?;
+        result
     }
 
     /// A node without a name, open somewhere: the copy stays without one, too.

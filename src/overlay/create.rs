@@ -70,6 +70,27 @@ impl Overlay {
         self.make(caller, parent, name, What::Link(&node))
     }
 
+    /// Makes a regular file without a name (`O_TMPFILE`). It can be given one by [`Overlay::link`].
+    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32) -> Result<Entry> {
+        let parent = self.node(parent)?;
+        self.copy_up(&parent)?;
+        let dir = self.dir_fd(&parent, UPPER)?;
+        // Group and ACLs as for a name in that directory.
+        sys::set_umask(caller.umask)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE;
+        let file = sys::open(dir.as_fd(), OsStr::new("."), flags, Mode::from_raw_mode(mode & 0o7777))?;
+        let at = At::Fd(file.as_fd());
+        let made = sys::stat(at)?;
+        let inherits_group = sys::stat(At::Fd(dir.as_fd()))?.mode & libc::S_ISGID != 0;
+        let gid = if inherits_group { made.gid } else { caller.gid };
+        if (made.uid, made.gid) != (caller.uid, gid) {
+            sys::chown(at, Some(caller.uid), Some(gid))?;
+            // A change of owner takes suid and sgid away.
+            sys::chmod(at, made.mode)?;
+        }
+        self.enter_nameless(Arc::new(file))
+    }
+
     fn make(&self, caller: &Caller, parent: NodeId, name: &OsStr, what: What<'_>) -> Result<Entry> {
         let parent = self.node(parent)?;
         self.copy_up(&parent)?;
@@ -91,7 +112,7 @@ impl Overlay {
             (What::Link(_), _) => self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?,
             _ => Found::new(sys::stat(At::Name(target.dir, name))?, UPPER),
         };
-        let entry = self.enter(&parent, name, found)?;
+        let entry = self.enter_new(&parent, name, found)?;
         if let Some(file) = file {
             self.keep_open(&entry, Arc::new(file));
         }
@@ -157,7 +178,8 @@ impl Overlay {
         let replaces = self.check_free(target)?;
         let work = self.work()?;
         let temporary = work.temporary();
-        let file = self.prepare(caller, work, &temporary, target, what)?;
+        let mut mode = 0o777;
+        let file = self.prepare(caller, work, &temporary, target, what, &mut mode)?;
         let is_dir = what.kind() == Kind::Dir;
         if is_dir && !target.parent.lowers().is_empty() {
             // Opaque from its first visible moment.
@@ -171,12 +193,14 @@ impl Overlay {
             },
             Replaces::Whiteout if is_dir => {
                 sys::rename(temporary.pair(), to, RenameFlags::EXCHANGE)?;
+                self.settle_mode(At::Name(target.dir, target.name), Kind::Dir, mode)?;
                 // The whiteout, now in the work directory, goes with the temporary name.
                 return Ok(file);
             }
             Replaces::Whiteout => sys::renamed(temporary.pair(), to)?,
         }
         temporary.publish();
+        self.settle_mode(At::Name(target.dir, target.name), what.kind(), mode)?;
         Ok(file)
     }
 
@@ -187,6 +211,7 @@ impl Overlay {
         temporary: &Temporary<'_>,
         target: &Target<'_>,
         what: What<'_>,
+        settled: &mut u32,
     ) -> Result<Option<OwnedFd>> {
         let (dir, name) = temporary.pair();
         let file = match what {
@@ -214,7 +239,8 @@ impl Overlay {
         if let What::Node { kind, mode, .. } = what {
             let mode = mode & 0o7777 | if inherits_group && kind == Kind::Dir { libc::S_ISGID } else { 0 };
             let mode = self.inherit_acl(at, target, kind, mode, caller.umask)?;
-            sys::chmod(at, mode)?;
+            sys::chmod(at, self.movable_mode(kind, mode))?;
+            *settled = mode;
         }
         Ok(file)
     }

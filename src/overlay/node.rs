@@ -169,6 +169,12 @@ impl Node {
         self.state.read().layer == UPPER
     }
 
+    /// Whether it is a lower object whose name was removed.
+    pub(super) fn is_nameless_lower(&self) -> bool {
+        let state = self.state.read();
+        state.layer != UPPER && matches!(state.place, Place::Gone)
+    }
+
     /// Its place, as it is now.
     pub(super) fn place(&self) -> Place {
         self.state.read().place.clone()

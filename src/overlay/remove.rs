@@ -77,6 +77,14 @@ impl Overlay {
             }
         }
         let temporary = self.work()?.temporary();
+        if self.server.0 != 0 {
+            let at = At::Name(dir, name);
+            let mode = sys::stat(at)?.mode;
+            if mode & 0o700 != 0o700 {
+                // It is about to go, and who is not root can move only what it may write to.
+                sys::chmod(at, mode | 0o700)?;
+            }
+        }
         // Out of sight at once; its whiteouts, and a whiteout that it was exchanged for, go with the temporary name.
         if lower {
             self.replace_by_whiteout((dir, name), temporary.pair())
@@ -96,14 +104,14 @@ impl Overlay {
     ) -> Result<()> {
         let dir = self.dir_fd(parent, UPPER)?;
         let mut state = node.map(|node| node.state.write());
-        if let Some(state) = &mut state
+        if let (Some(node), Some(state)) = (node, &mut state)
             && state.place.is(parent, name)
         {
             let real = match found.layer {
                 UPPER => dir.clone(),
                 layer => self.dir_fd(parent, layer)?,
             };
-            self.pin_object(state, real.as_fd(), name)?;
+            self.pin_object(node, state, real.as_fd(), name)?;
         }
         if found.layer != UPPER {
             self.make_whiteout(dir.as_fd(), name)?;

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::node::{Node, NodeId, Place, State, UPPER};
 use super::resolve::From;
-use super::superblock::{Caller, Entry, Overlay};
+use super::superblock::{Caller, Overlay};
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, RenameFlags};
@@ -59,32 +59,23 @@ impl Overlay {
         let (old_parent, new_parent) = (self.node(from.0)?, self.node(to.0)?);
         self.copy_up(&old_parent)?;
         self.copy_up(&new_parent)?;
-        // Copied up before the names are locked: data is copied under no lock that others need.
-        let old = self.rename_source(&old_parent, from.1)?;
-        let mut entered = vec![old.id];
-        let result = self.rename_entered(&old_parent, from.1, &new_parent, to.1, how, &mut entered);
+        let mut entered = Vec::new();
+        let result = loop {
+            match self.try_rename(&old_parent, from.1, &new_parent, to.1, how, &mut entered) {
+                // Data is copied under no lock that others need: copied up outside of the locks, and tried again.
+                Ok(Some(below)) => {
+                    if let Err(errno) = self.copy_up(&below) {
+                        break Err(errno);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(errno) => break Err(errno),
+            }
+        };
         for id in entered {
             self.forget(id, 1);
         }
         result
-    }
-
-    /// What is to be renamed, copied up.
-    fn rename_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Entry> {
-        let entry = {
-            let _names = self.names(parent)?.read();
-            let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
-            self.enter(parent, name, found)?
-        };
-        let prepared = self.node(entry.id).and_then(|node| {
-            self.check_movable(&node)?;
-            self.copy_up(&node)
-        });
-        if let Err(errno) = prepared {
-            self.forget(entry.id, 1);
-            return Err(errno);
-        }
-        Ok(entry)
     }
 
     /// A directory can be moved only if it is the upper's alone.
@@ -95,7 +86,8 @@ impl Overlay {
         Ok(())
     }
 
-    fn rename_entered(
+    /// Renames, or returns what has to be copied up first.
+    fn try_rename(
         &self,
         old_parent: &Arc<Node>,
         old_name: &OsStr,
@@ -103,11 +95,7 @@ impl Overlay {
         new_name: &OsStr,
         how: Rename,
         entered: &mut Vec<NodeId>,
-    ) -> Result<()> {
-        if how == Rename::Exchange {
-            let new = self.rename_source(new_parent, new_name)?;
-            entered.push(new.id);
-        }
+    ) -> Result<Option<Arc<Node>>> {
         let _names = self.lock_names(old_parent, new_parent)?;
         let old = self.rename_end(old_parent, old_name, entered)?;
         let new = self.rename_end(new_parent, new_name, entered)?;
@@ -116,27 +104,30 @@ impl Overlay {
             (Some(_), Rename::NoReplace) => return Err(Errno::EEXIST),
             (None, Rename::Exchange) => return Err(Errno::ENOENT),
             // Two names of one file: nothing to do, as rename(2) says.
-            (Some(target), Rename::Replace | Rename::Exchange) if target.id == moving.id => return Ok(()),
+            (Some(target), Rename::Replace | Rename::Exchange) if target.id == moving.id => return Ok(None),
             _ => {}
         }
-        self.check_movable(&moving)?;
-        if !moving.in_upper() {
-            // Replaced by another object since it was copied up.
-            return Err(Errno::ESTALE);
+        let swapped = new.node.clone().filter(|_| how == Rename::Exchange);
+        for node in std::iter::once(&moving).chain(&swapped) {
+            self.check_movable(node)?;
+            if !node.in_upper() {
+                return Ok(Some(node.clone()));
+            }
         }
-        self.keep_purity(&moving, new_parent)?;
-        match (how, &new.node) {
-            (Rename::Exchange, Some(target)) => self.exchange(&old, &new, &moving, target),
-            _ => self.replace(&old, &new, &moving),
+        if old_parent.id != new_parent.id {
+            self.keep_purity(&moving, new_parent)?;
         }
+        match &swapped {
+            Some(target) => self.exchange(&old, &new, &moving, target)?,
+            None => self.replace(&old, &new, &moving)?,
+        }
+        Ok(None)
     }
 
     fn exchange(&self, old: &End, new: &End, moving: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
-        self.check_movable(target)?;
-        if !target.in_upper() {
-            return Err(Errno::ESTALE);
+        if old.parent.id != new.parent.id {
+            self.keep_purity(target, &old.parent)?;
         }
-        self.keep_purity(target, &old.parent)?;
         self.hide_below(old, moving, new)?;
         self.hide_below(new, target, old)?;
         self.swap_names(old, new, moving, Some(target), || sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE))
@@ -163,11 +154,13 @@ impl Overlay {
             }
         }
         self.hide_below(old, moving, new)?;
-        let whiteout_there = match sys::stat(new.at()) {
-            Ok(stat) => new.node.is_none() && self.is_whiteout(new.at(), &stat, false)?,
-            Err(Errno::ENOENT) => false,
-            Err(errno) => return Err(errno),
-        };
+        let whiteout_there = is_dir
+            && new.node.is_none()
+            && match sys::stat(new.at()) {
+                Ok(stat) => self.is_whiteout(new.at(), &stat, false)?,
+                Err(Errno::ENOENT) => false,
+                Err(errno) => return Err(errno),
+            };
         let result = self.swap_names(old, new, moving, None, || self.move_upper(old, new, is_dir, whiteout_there));
         drop(inside);
         result
@@ -240,7 +233,7 @@ impl Overlay {
                     Some(dir) => state.pins.object = Some(dir),
                     None => {
                         let dir = self.dir_fd(&new.parent, state.layer)?;
-                        self.pin_object(&mut state, dir.as_fd(), &new.name)?;
+                        self.pin_object(node, &mut state, dir.as_fd(), &new.name)?;
                     }
                 }
             }
@@ -284,6 +277,9 @@ impl Overlay {
     /// A directory that gets an object which was copied up is impure from now on.
     fn keep_purity(&self, moving: &Arc<Node>, parent: &Arc<Node>) -> Result<()> {
         let Some(dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
+        if self.is_impure(parent)? {
+            return Ok(());
+        }
         if moving.kind != Kind::Dir && self.with_real(moving, |at, _| self.mark(at, Mark::Origin))?.is_none() {
             return Ok(());
         }

@@ -265,6 +265,40 @@ impl Overlay {
 
     /// Makes what was found under a name a node of the table, with one more lookup.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
+        let (node, stat) = self.intern(parent, name, found);
+        let (attr, lasting) = self.vouch(parent, &node, stat)?;
+        Ok(Entry { id: node.id, attr, lasting })
+    }
+
+    /// The same for what was just made: a new directory is not watched before somebody looks into it.
+    pub(super) fn enter_new(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
+        if !found.stat.is_dir() {
+            return self.enter(parent, name, found);
+        }
+        let (node, stat) = self.intern(parent, name, found);
+        let lasting = if self.is_watched(parent) { Lasting::Name } else { Lasting::Neither };
+        Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting })
+    }
+
+    /// Makes a new file without a name a node.
+    pub(super) fn enter_nameless(&self, file: Arc<OwnedFd>) -> Result<Entry> {
+        let stat = sys::stat(At::Fd(file.as_fd()))?;
+        let real = RealId::of(&stat);
+        let number =
+            self.numbers.persistent(&self.layers, stat.dev, stat.ino).unwrap_or_else(|| self.numbers.made_up());
+        let make = |id| Node::new(id, stat.kind(), number, Place::Gone, UPPER, real);
+        let node = match self.table.intern(Key::Real(real), &self.root, |_| false, make) {
+            Interned::New(node) | Interned::Known(node) => node,
+        };
+        self.let_go(self.table.moved(&node, None));
+        let mut state = node.state.write();
+        state.pins.open = Some(file.clone());
+        state.pins.object = Some(file);
+        drop(state);
+        Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting: Lasting::Neither })
+    }
+
+    fn intern(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> (Arc<Node>, Stat) {
         let kind = found.stat.kind();
         let real = RealId::of(&found.stat);
         let name: Arc<OsStr> = Arc::from(name);
@@ -293,8 +327,7 @@ impl Overlay {
         for (layer, fd) in found.fds {
             self.dirs.insert((node.id, layer), Arc::new(fd));
         }
-        let (attr, lasting) = self.vouch(parent, &node, found.stat)?;
-        Ok(Entry { id: node.id, attr, lasting })
+        (node, found.stat)
     }
 
     /// What is shown of a node that was just looked up, and for how long it holds.

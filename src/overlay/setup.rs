@@ -25,6 +25,9 @@ use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
 
 type Setup<T> = Result<T, SetupError>;
 
+/// How long a mount that was unmounted may need to let go of its layers.
+const LEAVING: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Overlay {
     /// Opens the layers of a union and makes it ready to answer.
     ///
@@ -87,9 +90,7 @@ impl Overlay {
     /// Finds out which layers' roots are merged: all below the topmost opaque one are hidden.
     fn merge_root(&self) -> crate::errno::Result<()> {
         let mut lowers = Vec::new();
-        let mut index = UPPER;
-        for layer in &self.layers.lowers {
-            index += 1;
+        for (layer, index) in self.layers.lowers.iter().zip(UPPER + 1..) {
             let at = At::Fd(layer.root.as_fd());
             let opacity = self.opacity(at)?;
             let xwhiteouts = opacity == Opacity::Xwhiteouts;
@@ -172,7 +173,7 @@ fn open_upper(upper: &Upper, filesystems: &mut Vec<FileSystem>) -> Setup<(Layer,
         return Err(SetupError::path("upperdir", &upper.dir, format!("is in use by the overlay mounted at {user}")));
     }
     for (option, path, layer) in [("upperdir", &upper.dir, &layer), ("workdir", &upper.work, &work)] {
-        sys::lock_exclusive(layer.root.as_fd()).map_err(|errno| match errno {
+        lock(layer.root.as_fd()).map_err(|errno| match errno {
             Errno::EAGAIN => SetupError::path(option, path, "is in use by another mount"),
             errno => SetupError::path(option, path, errno),
         })?;
@@ -180,6 +181,19 @@ fn open_upper(upper: &Upper, filesystems: &mut Vec<FileSystem>) -> Setup<(Layer,
     let Layer { root, .. } = work;
     let root = Arc::into_inner(root).ok_or_else(|| work_fail(&Errno::EIO))?;
     Ok((layer, root))
+}
+
+/// Locks a directory against other mounts. A mount that is just going away has a moment to do so.
+fn lock(dir: sys::BorrowedFd<'_>) -> crate::errno::Result<()> {
+    let patience = std::time::Instant::now() + LEAVING;
+    loop {
+        match sys::lock_exclusive(dir) {
+            Err(Errno::EAGAIN) if std::time::Instant::now() < patience => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Whether a directory lies below another, found by going up from it.
@@ -274,7 +288,7 @@ impl Writable {
         let fail = |reason: &dyn std::fmt::Display| SetupError::path("workdir", &paths.work, reason);
         let dir = sys::open_dir(work_root.as_fd(), OsStr::new("work")).map_err(|errno| fail(&errno))?;
         // Its own lock, besides the one on its parent: the parent's descriptor is let go.
-        sys::lock_exclusive(dir.as_fd()).map_err(|_| fail(&"is in use by another mount"))?;
+        lock(dir.as_fd()).map_err(|_| fail(&"is in use by another mount"))?;
         let work = WorkDir::new(dir);
         let incompatible = At::Name(work.fd(), OsStr::new("incompat"));
         if sys::stat(incompatible).is_ok() {

@@ -131,6 +131,15 @@ impl Overlay {
         sys::statfs(layer.root.as_fd())
     }
 
+    /// The file system is unmounted: others may have the layers from now on, even before the process has ended.
+    pub fn release(&self) {
+        for fd in self.layers.upper.iter().map(|upper| upper.root.as_fd()).chain(self.work.iter().map(WorkDir::fd)) {
+            if let Err(errno) = sys::unlock(fd) {
+                log::debug!("a layer cannot be unlocked: {errno}");
+            }
+        }
+    }
+
     /// The work directory. `EROFS` in a union without an upper.
     pub(super) fn work(&self) -> Result<&WorkDir> {
         self.work.as_ref().ok_or(Errno::EROFS)
@@ -212,6 +221,10 @@ impl Overlay {
     /// What callers see of a real object's attributes.
     pub(super) fn shown(&self, node: &Node, mut stat: Stat) -> Stat {
         stat.ino = node.ino;
+        if stat.kind() != Kind::Dir && stat.nlink > 0 && node.is_nameless_lower() {
+            // Its name is hidden by a whiteout; the lower layer keeps it.
+            stat.nlink = 0;
+        }
         if node.is_merged() {
             // As the kernel: the links of several directories cannot be counted.
             stat.nlink = 1;

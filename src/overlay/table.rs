@@ -144,6 +144,17 @@ impl Table {
         gone
     }
 
+    /// Gives memory back when most of what there once was is forgotten; says whether it did.
+    pub fn shrink(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let much = inner.slots.capacity() > 4096 && inner.slots.len() < inner.slots.capacity() / 4;
+        if much {
+            inner.slots.shrink_to_fit();
+            inner.keys.shrink_to_fit();
+        }
+        much
+    }
+
     /// How many nodes there are.
     pub fn len(&self) -> usize {
         self.inner.lock().slots.len()

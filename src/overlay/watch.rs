@@ -403,6 +403,9 @@ fn follow(overlay: &Weak<Overlay>, listener: &dyn Listener) {
             overlay.look_at_unwatched(listener);
             looked = Instant::now();
         }
+        if overlay.table.shrink() {
+            sys::trim_memory();
+        }
         if let Err(errno) = result {
             log::error!("layers are not watched any more: {errno}");
             watcher.budget.store(0, Ordering::Relaxed);

@@ -124,20 +124,31 @@ impl Overlay {
 
     /// Reads a mark, in this mount's namespace or the other.
     pub(super) fn mark(&self, at: At<'_>, mark: Mark) -> Result<Option<Vec<u8>>> {
-        for prefix in [self.namespace.prefix(), self.namespace.other()] {
-            if let Some(value) = value(at, &format!("{prefix}{}", mark.suffix()))? {
-                return Ok(Some(value));
-            }
+        if let Some(found) = value(at, &mark.name(self.namespace))? {
+            return Ok(Some(found));
         }
-        Ok(None)
+        match self.namespace {
+            Namespace::Trusted => value(at, &mark.name(Namespace::User)),
+            // Who cannot write the trusted namespace cannot read it.
+            Namespace::User => Ok(None),
+        }
     }
 
     /// How a directory of a layer hides what lies below it, by any of the marks in use.
     pub(super) fn opacity(&self, dir: At<'_>) -> Result<Opacity> {
-        let found = match self.mark(dir, Mark::Opaque)? {
-            Some(value) => Some(value),
-            None => value(dir, "user.fuseoverlayfs.opaque")?,
+        // Most directories have no attribute at all: one call tells.
+        let list = match sys::list_xattr(dir) {
+            Ok(list) => list,
+            Err(errno) if is_absent(errno) => return Ok(Opacity::Transparent),
+            Err(errno) => return Err(errno),
         };
+        let listed = |name: &str| list.split(|byte| *byte == 0).any(|one| one == name.as_bytes());
+        let own = Mark::Opaque.name(self.namespace);
+        let others = [format!("{}opaque", self.namespace.other()), "user.fuseoverlayfs.opaque".to_owned()];
+        let mut found = None;
+        for name in std::iter::once(own).chain(others).filter(|name| listed(name)) {
+            found = found.or(value(dir, &name)?);
+        }
         Ok(match found.as_deref() {
             Some(b"y") => Opacity::Opaque,
             Some(b"x") => Opacity::Xwhiteouts,

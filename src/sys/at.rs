@@ -170,6 +170,8 @@ pub struct Stat {
     pub mtime: Time,
     /// Last change of the inode.
     pub ctime: Time,
+    /// Creation, where the file system keeps it.
+    pub btime: Option<Time>,
 }
 
 impl Stat {
@@ -207,7 +209,9 @@ pub fn split_dev(dev: u64) -> (u32, u32) {
 /// The attributes of an object. `ENOENT` when it is not there.
 pub fn stat(at: At<'_>) -> Result<Stat> {
     let (fd, name, flags) = at.parts();
-    let x = retry_on_intr(|| fs::statx(fd, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS))?;
+    let x = retry_on_intr(|| {
+        fs::statx(fd, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+    })?;
     let time = |t: fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
     Ok(Stat {
         dev: fs::makedev(x.stx_dev_major, x.stx_dev_minor),
@@ -223,6 +227,7 @@ pub fn stat(at: At<'_>) -> Result<Stat> {
         atime: time(x.stx_atime),
         mtime: time(x.stx_mtime),
         ctime: time(x.stx_ctime),
+        btime: StatxFlags::from_bits_retain(x.stx_mask).contains(StatxFlags::BTIME).then(|| time(x.stx_btime)),
     })
 }
 

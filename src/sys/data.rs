@@ -15,7 +15,13 @@ pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match retry_on_intr(|| io::pread(fd, &mut *rest, offset + done as u64)) {
             Ok(0) => break,
-            Ok(n) => done += n,
+            Ok(n) => {
+                done += n;
+                // Within a page only the end of the file cuts a read short: no second call to be told so.
+                if done % 4096 != 0 {
+                    break;
+                }
+            }
             Err(_) if done > 0 => break,
             Err(errno) => return Err(errno.into()),
         }
@@ -192,6 +198,20 @@ pub fn raise_descriptor_limit() -> u64 {
         return limit.maximum.unwrap_or(1 << 20);
     }
     limit.current.unwrap_or(1024)
+}
+
+/// Gives memory that was freed back to the system.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Lets go of a `flock(2)`.
+pub fn unlock(fd: BorrowedFd<'_>) -> Result<()> {
+    Ok(fs::flock(fd, fs::FlockOperation::Unlock)?)
 }
 
 /// Takes an exclusive `flock(2)` without waiting. `EAGAIN` when somebody else has it.

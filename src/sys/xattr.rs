@@ -48,6 +48,8 @@ fn call(
         }
         match Errno::from(std::io::Error::last_os_error()) {
             Errno::ENOSYS => OLD_KERNEL.store(true, Ordering::Relaxed),
+            // The calls do not take an `O_PATH` descriptor for the object itself.
+            Errno::EBADF if matches!(at, At::Fd(_)) => {}
             errno => return Err(errno),
         }
     }

@@ -169,7 +169,9 @@ fn a_signal_takes_a_busy_mount_away_from_its_users() {
     user.kill().unwrap();
     user.wait().unwrap();
     assert!(gone);
-    assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::ENOTCONN), "an error, and no hanging");
+    // ECONNABORTED, if it was asked in the very moment of the end.
+    let errno = answer.unwrap_err().raw_os_error();
+    assert!([Some(libc::ENOTCONN), Some(libc::ECONNABORTED)].contains(&errno), "an error, and no hanging: {errno:?}");
 }
 
 #[test]

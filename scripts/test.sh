@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Checks everything on a fresh Debian or Ubuntu: installs what is missing, then format, lints, third-party suites and tests.
+#
+# Not root: sudo is used where it asks for no password; without it the tests that need root say "skipped: why".
+# FSX_SECONDS and STRESS_SECONDS are handed on to suites.sh. The last lines are the test runner's own summary.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+need fusermount3 fuse3
+need cc gcc
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+need getfattr attr
+need setfacl acl
+need setcap libcap2-bin
+need mkfs.ext4 e2fsprogs
+need mkfs.xfs xfsprogs
+need mkfs.btrfs btrfs-progs
+need mksquashfs squashfs-tools
+need setpriv util-linux
+need mountpoint util-linux
+need mount mount
+need pgrep procps
+need sqlite3 sqlite3
+need python3 python3
+need stress-ng stress-ng
+install_missing
+need_rust cargo-fmt cargo-clippy
+[ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+[ -e /dev/fuse ] || echo "no /dev/fuse: nothing can be mounted here" >&2
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PLYFS_TEST_SKIPPED=$scratch/skipped
+failed=()
+step() { # NAME COMMAND...
+    local name=$1
+    shift
+    say "$name"
+    "$@" || failed+=("$name")
+}
+
+# What is running and mounted, to be compared with what is left in the end.
+traces() {
+    findmnt -rno TARGET,FSTYPE | grep -i 'plyfs' || true
+    find /tmp /dev/shm -maxdepth 1 -name 'plyfs-*' 2>/dev/null || true
+    pgrep -ax plyfs | grep -v defunct || true # one that has ended is gone
+    losetup -l -n -O BACK-FILE 2>/dev/null | grep plyfs || true
+}
+
+if [ "$(id -u)" != 0 ] && have sudo && sudo -n true 2>/dev/null; then
+    host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export "CARGO_TARGET_${host}_RUNNER=sudo -E"
+fi
+
+# One run of everything; what was skipped and the runner's summary come last.
+tests() {
+    local status=0
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo test --quiet --doc || status=$?
+        cargo nextest run --no-fail-fast --status-level fail --final-status-level fail 2>&1 | tee "$scratch/log" || status=$?
+    else
+        cargo test --no-fail-fast 2>&1 | tee "$scratch/log" || status=$?
+    fi
+    [ ! -s "$PLYFS_TEST_SKIPPED" ] || { say "skipped"; sort -u "$PLYFS_TEST_SKIPPED"; }
+    return $status
+}
+
+traces > "$scratch/before"
+step "format" cargo fmt --check
+step "lints" cargo clippy --quiet --all-targets -- -D warnings
+step "build" cargo build --release --quiet
+step "third-party suites" scripts/suites.sh
+step "tests" tests
+traces > "$scratch/after"
+if ! cmp -s "$scratch/before" "$scratch/after"; then
+    say "left behind"
+    diff "$scratch/before" "$scratch/after" || true
+    failed+=("cleanliness")
+fi
+say "summary"
+grep -E '^ *Summary|^test result' "$scratch/log" || true
+[ ${#failed[@]} = 0 ] || { printf 'failed: %s\n' "${failed[@]}"; exit 1; }

@@ -1,0 +1,92 @@
+//! What the daemon holds: memory and descriptors stay bounded, and it goes when its mount goes.
+
+use std::fs;
+use std::time::Duration;
+
+use super::names::roomy;
+use crate::support::*;
+use crate::{need, need_root, plyfs_only};
+
+/// Resident memory of a process in KiB.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+fn tree(layers: &Layers, directories: usize, files: usize) {
+    for directory in 0..directories {
+        let dir = layers.lower(format!("{directory}"));
+        fs::create_dir(&dir).unwrap();
+        for file in 0..files {
+            fs::File::create(dir.join(format!("file-{file}"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn memory_returns_when_the_kernel_forgets() {
+    plyfs_only!();
+    need_root!();
+    let layers = Layers::within(roomy(), 1);
+    tree(&layers, 200, 1000);
+    let union = layers.mount();
+    names(union.merged(""));
+    let before = resident(union.daemon());
+    let seen = sh(union.root(), "find merged -type f -printf '%s\\n' | wc -l");
+    assert_eq!(seen.trim(), "200000");
+    let full = resident(union.daemon());
+    let back = eventually(Duration::from_secs(30), || {
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        resident(union.daemon()) < before + 20 * 1024
+    });
+    let after = resident(union.daemon());
+    assert!(back, "{before} KiB at first, {full} KiB after the walk, {after} KiB after dropping the caches");
+}
+
+#[test]
+fn descriptors_are_bounded() {
+    plyfs_only!();
+    let layers = Layers::within(roomy(), 1);
+    tree(&layers, 2000, 10);
+    let union = layers.mount();
+    let read_all = |union: &Union, from: usize, to: usize| {
+        let script = format!("for d in $(seq {from} {to}); do cat merged/$d/* >/dev/null; done");
+        sh(union.root(), &script);
+        descriptors(union.daemon())
+    };
+    let some = read_all(&union, 0, 999);
+    let more = read_all(&union, 1000, 1999);
+    assert!(more < 4096 && more <= some + 1500, "{some} descriptors after 10,000 files, {more} after 20,000");
+}
+
+#[test]
+fn the_daemon_leaves_on_a_signal_and_takes_its_mount_along() {
+    plyfs_only!();
+    need!(have("mountpoint"), "no mountpoint (util-linux)");
+    for signal in ["-TERM", "-INT"] {
+        let layers = Layers::new(1);
+        fs::create_dir(layers.root().join("again")).unwrap();
+        let command = format!(
+            "'{PLYFS}' -f -o {} merged & for i in $(seq 100); do mountpoint -q merged && break; sleep 0.05; done
+            kill {signal} $!; wait $! || true; ! mountpoint -q merged && ls merged",
+            layers.options()
+        );
+        assert_eq!(sh(layers.root(), &command), "");
+    }
+}
+
+#[test]
+fn the_daemon_is_gone_after_unmounting() {
+    plyfs_only!();
+    let union = Layers::new(1).mount();
+    let daemon = union.daemon();
+    let layers = union.unmount();
+    assert!(!runs(daemon));
+    assert!(names(layers.merged("")).is_empty());
+}

@@ -1,0 +1,159 @@
+//! Mounting: what is refused and how it is said, and mount points in odd places.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::support::*;
+use crate::{need_root, plyfs_only};
+
+/// Mounts with these options, which must fail with one line that holds all the words; nothing may have changed.
+fn refused(layers: &Layers, options: &str, words: &[&str]) {
+    let before = sh(layers.root(), "find . -printf '%p %m %s\\n' | sort");
+    let output = mount_command(layers.root(), options, &layers.merged("")).output().unwrap();
+    assert!(!output.status.success(), "{options} was mounted");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{options}: no {word:?} in {said}");
+    }
+    assert_eq!(sh(layers.root(), "find . -printf '%p %m %s\\n' | sort"), before, "a refused mount changed the layers");
+}
+
+#[test]
+fn a_wrong_layer_is_refused_with_its_option_and_path() {
+    plyfs_only!();
+    let layers = Layers::new(1);
+    write(layers.root().join("file"), "");
+    refused(&layers, "lowerdir=l1:missing,upperdir=upper,workdir=work", &["lowerdir", "missing"]);
+    refused(&layers, "lowerdir=file,upperdir=upper,workdir=work", &["lowerdir", "file"]);
+    refused(&layers, "lowerdir=l1,upperdir=missing,workdir=work", &["upperdir", "missing"]);
+    refused(&layers, "lowerdir=l1,upperdir=upper,workdir=missing", &["workdir", "missing"]);
+    refused(&layers, "lowerdir=l1,upperdir=upper", &["workdir"]);
+    refused(&layers, "upperdir=upper,workdir=work", &["lowerdir"]);
+}
+
+#[test]
+fn an_upper_and_workdir_that_overlap_are_refused() {
+    plyfs_only!();
+    let layers = Layers::new(1);
+    fs::create_dir(layers.upper("inner")).unwrap();
+    fs::create_dir(layers.root().join("work/inner")).unwrap();
+    refused(&layers, "lowerdir=l1,upperdir=upper,workdir=upper/inner", &["workdir", "upper"]);
+    refused(&layers, "lowerdir=l1,upperdir=work/inner,workdir=work", &["workdir"]);
+    refused(&layers, "lowerdir=l1,upperdir=upper,workdir=upper", &["workdir"]);
+}
+
+#[test]
+fn a_workdir_on_another_file_system_is_refused() {
+    plyfs_only!();
+    crate::need!(Path::new("/dev/shm").is_dir(), "no /dev/shm");
+    let layers = Layers::new(1);
+    let other = Layers::within(Path::new("/dev/shm"), 1);
+    let work = other.root().join("work");
+    refused(&layers, &format!("lowerdir=l1,upperdir=upper,workdir={}", work.display()), &["workdir", "file system"]);
+}
+
+#[test]
+fn an_upper_in_use_by_another_mount_is_refused() {
+    plyfs_only!();
+    let layers = Layers::new(1);
+    fs::create_dir(layers.root().join("other")).unwrap();
+    let union = layers.mount();
+    let target = union.root().join("other");
+    let output = mount_command(union.root(), "lowerdir=l1,upperdir=upper,workdir=work", &target).output().unwrap();
+    assert!(!output.status.success());
+    assert!(text(&output).contains("upper"), "{}", text(&output));
+}
+
+#[test]
+fn colons_and_commas_in_layer_names_are_escaped() {
+    let layers = Layers::new(0);
+    write(layers.root().join("a:b/one"), "");
+    write(layers.root().join("c,d/two"), "");
+    plyfs_only!();
+    let target = layers.merged("");
+    let union = layers.mount_with(r"lowerdir=a\:b:c\,d,upperdir=upper,workdir=work", &target);
+    assert_eq!(names(union.merged("")), ["one", "two"]);
+}
+
+#[test]
+fn a_union_without_upper_is_read_only() {
+    let layers = Layers::new(2).read_only();
+    write(layers.layer(1, "file"), "data");
+    write(layers.layer(2, "dir/file"), "");
+    let union = layers.mount();
+    assert_eq!(read(union.merged("file")), "data");
+    let open = |path: &str| errno(fs::OpenOptions::new().write(true).open(union.merged(path)));
+    assert_eq!(open("file"), libc::EROFS);
+    assert_eq!(errno(fs::write(union.merged("new"), "")), libc::EROFS);
+    assert_eq!(errno(fs::remove_file(union.merged("file"))), libc::EROFS);
+    assert_eq!(errno(fs::create_dir(union.merged("dir/new"))), libc::EROFS);
+    let mode = fs::Permissions::from_mode(0o600);
+    assert_eq!(errno(fs::set_permissions(union.merged("file"), mode)), libc::EROFS);
+}
+
+#[test]
+fn the_mount_point_may_be_a_layer() {
+    let layers = Layers::new(1);
+    write(layers.lower("file"), "data");
+    let target = layers.lower("");
+    let union = layers.mount_with("lowerdir=l1,upperdir=upper,workdir=work", &target);
+    assert_eq!(read(union.lower("file")), "data");
+    append(union.lower("file"), "+");
+    write(union.lower("dir/new"), "");
+    assert_eq!(read(union.upper("file")), "data+");
+    let layers = union.unmount();
+    assert_eq!(read(layers.lower("file")), "data");
+}
+
+#[test]
+fn the_mount_point_may_be_above_its_layers() {
+    plyfs_only!();
+    let layers = Layers::new(1);
+    write(layers.merged("r/lower/file"), "data");
+    write(layers.merged("r/upper/up"), "");
+    fs::create_dir_all(layers.merged("r/work")).unwrap();
+    let target = layers.merged("r");
+    let union = layers.mount_with("lowerdir=merged/r/lower,upperdir=merged/r/upper,workdir=merged/r/work", &target);
+    assert_eq!(names(union.merged("r")), ["file", "up"]);
+    append(union.merged("r/file"), "+");
+    fs::remove_file(union.merged("r/up")).unwrap();
+    let layers = union.unmount();
+    assert_eq!(read(layers.merged("r/upper/file")), "data+");
+    assert_eq!(names(layers.merged("r/upper")), ["file"]);
+}
+
+#[test]
+fn symlinks_to_layers_may_go_after_mounting() {
+    let layers = Layers::new(1);
+    write(layers.lower("file"), "data");
+    sh(layers.root(), "ln -s l1 short");
+    let target = layers.merged("");
+    let union = layers.mount_with("lowerdir=short,upperdir=upper,workdir=work", &target);
+    fs::remove_file(union.root().join("short")).unwrap();
+    append(union.merged("file"), "+");
+    assert_eq!(read(union.merged("file")), "data+");
+}
+
+#[test]
+fn an_upper_of_plyfs_mounts_under_the_kernel_and_back() {
+    plyfs_only!();
+    need_root!();
+    let layers = Layers::new(1);
+    for name in ["dir/changed", "dir/removed", "gone/file", "kept"] {
+        write(layers.lower(name), name);
+    }
+    let union = layers.mount();
+    append(union.merged("dir/changed"), "+");
+    fs::remove_file(union.merged("dir/removed")).unwrap();
+    fs::remove_dir_all(union.merged("gone")).unwrap();
+    write(union.merged("gone/new"), "new");
+    let show = "cd merged; find . -printf '%p %y %m %s %n\\n' | sort; cat dir/changed gone/new";
+    let ours = sh(union.root(), show);
+    let layers = union.unmount();
+    let kernel = "mount -t overlay overlay -o lowerdir=l1,upperdir=upper,workdir=work merged";
+    let theirs = sh(layers.root(), &format!("{kernel}; ({show}); umount merged"));
+    assert_eq!(theirs, ours);
+    assert_eq!(sh(layers.mount().root(), show), ours);
+}

@@ -1,0 +1,127 @@
+//! A union of a user without rights, over fusermount3 and in a user namespace.
+
+use crate::plyfs_only;
+use crate::support::nobody::{Way, missing, script};
+use crate::support::skipped;
+
+fn both_ways(prepare: &str, what: &str) {
+    for way in [Way::Fusermount, Way::Namespace] {
+        match missing(way) {
+            Some(why) => skipped(why),
+            None => drop(script(way, prepare, what)),
+        }
+    }
+}
+
+#[test]
+fn a_plain_user_mounts_and_works() {
+    both_ways(
+        "",
+        "mkdir lower/dir; echo old > lower/dir/file; echo gone > lower/dir/gone; ln -s file lower/dir/link
+        union
+        [ \"$(cat merged/dir/link)\" = old ]
+        echo new >> merged/dir/file; [ \"$(cat upper/dir/file)\" = \"$(printf 'old\\nnew')\" ]
+        rm merged/dir/gone; [ \"$(stat -c '%F %t %T' upper/dir/gone)\" = 'character special file 0 0' ]
+        rm -r merged/dir; mkdir merged/dir; [ -z \"$(ls merged/dir)\" ]
+        ln merged/dir/../dir/x merged/y 2>/dev/null && exit 1
+        touch merged/dir/x; ln merged/dir/x merged/y; [ merged/y -ef merged/dir/x ]
+        leave; union
+        [ \"$(ls merged/dir)\" = x ]",
+    );
+}
+
+#[test]
+fn a_file_created_read_only_is_writable_through_its_descriptor() {
+    both_ways(
+        "",
+        "union
+        (umask 0377; exec 3> merged/new; echo one >&3; sync -f merged; echo two >&3)
+        [ \"$(stat -c %a merged/new)\" = 400 ]
+        [ \"$(cat merged/new)\" = \"$(printf 'one\\ntwo')\" ]
+        leave; [ \"$(wc -l < upper/new)\" = 2 ]",
+    );
+}
+
+#[test]
+fn a_mode_taken_away_does_not_stop_an_open_descriptor() {
+    both_ways(
+        "",
+        "echo one > lower/file; union
+        exec 3>> merged/file; chmod 0 merged/file; echo two >&3; exec 3>&-
+        chmod 600 merged/file; [ \"$(wc -l < merged/file)\" = 2 ]",
+    );
+}
+
+#[test]
+fn an_unlinked_file_of_mode_0_stays_open() {
+    both_ways(
+        "",
+        "echo one > lower/file; union
+        exec 3<> merged/file; chmod 0 merged/file; rm -f merged/file; echo two >&3; exec 4< /proc/self/fd/3 || true
+        exec 3>&-; [ ! -e merged/file ]",
+    );
+}
+
+#[test]
+fn a_read_only_file_can_be_changed_by_its_owner() {
+    // sed -i and chmod a-rw as package builds do them.
+    both_ways(
+        "",
+        "mkdir lower/dir; echo text > lower/dir/file; chmod 444 lower/dir/file; union
+        sed -i s/text/other/ merged/dir/file; [ \"$(cat merged/dir/file)\" = other ]
+        touch merged/dir/x; chmod a-rw merged/dir/x; rm -f merged/dir/x; [ ! -e merged/dir/x ]",
+    );
+}
+
+#[test]
+fn a_read_only_directory_can_be_made() {
+    both_ways(
+        "",
+        "union; (umask 0222; mkdir merged/new); [ \"$(stat -c %a merged/new upper/new)\" = \"$(printf '555\\n555')\" ]
+        chmod 755 merged/new; touch merged/new/x",
+    );
+}
+
+#[test]
+fn a_read_only_lower_directory_can_be_changed_by_its_owner() {
+    both_ways(
+        "",
+        "mkdir -p lower/dir/sub; touch lower/dir/sub/file; chmod 555 lower/dir/sub lower/dir; union
+        chmod 755 merged/dir; touch merged/dir/new; [ \"$(stat -c %a upper/dir)\" = 755 ]
+        chmod 600 merged/dir/sub/file; [ \"$(stat -c %a upper/dir/sub)\" = 555 ]
+        chmod 755 lower/dir lower/dir/sub merged/dir/sub",
+    );
+}
+
+#[test]
+fn a_lower_file_that_is_not_the_users_can_be_removed_and_replaced() {
+    // Not in a namespace of one id: there the file's owner has no number, and FUSE lets nobody remove such a file.
+    match missing(Way::Fusermount) {
+        Some(why) => skipped(why),
+        None => drop(script(
+            Way::Fusermount,
+            "mkdir -p system/dir; echo root > system/dir/file; chmod 755 system system/dir; chmod 444 system/dir/file
+            chown 65534:65534 system/dir system",
+            "LOWERS=system; union
+            [ \"$(cat merged/dir/file)\" = root ]
+            ! (echo x >> merged/dir/file) 2>/dev/null
+            echo mine > merged/dir/new; mv -f merged/dir/new merged/dir/file; [ \"$(cat merged/dir/file)\" = mine ]
+            rm -f merged/dir/file; [ ! -e merged/dir/file ]",
+        )),
+    }
+}
+
+#[test]
+fn the_daemon_of_a_plain_user_leaves_with_its_mount() {
+    plyfs_only!();
+    match missing(Way::Fusermount) {
+        Some(why) => skipped(why),
+        None => drop(script(
+            Way::Fusermount,
+            "",
+            "plyfs -o fsname=mine$$,lowerdir=lower,upperdir=upper,workdir=work merged
+            pid=$(pgrep -f fsname=mine$$); readlink /proc/$pid/exe
+            leave; for i in $(seq 50); do readlink /proc/$pid/exe || exit 0; sleep 0.1; done; exit 1",
+        )),
+    }
+}

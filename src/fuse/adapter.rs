@@ -282,7 +282,7 @@ impl Adapter {
         let (_lock_owner, _open_flags, _padding) = (body.u64()?, body.u32()?, body.u32()?);
         let data = body.bytes(size)?;
         let kill = privileges(flags & WRITE_KILL_SUIDGID != 0);
-        let written = self.overlay.write(header.node, offset, data, kill)?;
+        let written = self.overlay.write(&caller(header, 0), header.node, offset, data, kill)?;
         buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
         buffers.out.put_u32(0);
         Ok(Answer::Out)
@@ -382,7 +382,7 @@ impl Adapter {
             opcode::FALLOCATE => {
                 let (offset, length, mode) = (body.u64()?, body.u64()?, body.u32()?.cast_signed());
                 let kill = privileges(header.uid != 0);
-                self.overlay.fallocate(header.node, mode, offset, length, kill)?;
+                self.overlay.fallocate(&caller(header, 0), header.node, mode, offset, length, kill)?;
             }
             opcode::LSEEK => {
                 let (offset, whence) = (body.u64()?.cast_signed(), body.u32()?.cast_signed());

@@ -184,6 +184,20 @@ fn open_upper(upper: &Upper, filesystems: &mut Vec<FileSystem>) -> Setup<(Layer,
     Ok((layer, root))
 }
 
+/// Whether the work directory carries a mark that refuses it: anything in `incompat`.
+fn is_incompatible(work: &WorkDir) -> crate::errno::Result<bool> {
+    let incompat = match sys::open_dir(work.fd(), OsStr::new("incompat")) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
+        result => result?,
+    };
+    let mut any = false;
+    sys::read_dir(incompat.as_fd(), |_| {
+        any = true;
+        Ok(())
+    })?;
+    Ok(any)
+}
+
 /// Locks a directory against other mounts. A mount that is just going away has a moment to do so.
 fn lock(dir: sys::BorrowedFd<'_>) -> crate::errno::Result<()> {
     let patience = std::time::Instant::now() + LEAVING;
@@ -295,10 +309,9 @@ impl Writable {
             errno => fail(&errno),
         })?;
         let work = WorkDir::new(dir);
-        let incompatible = At::Name(work.fd(), OsStr::new("incompat"));
-        if sys::stat(incompatible).is_ok() {
+        if is_incompatible(&work).map_err(|errno| fail(&errno))? {
             return Err(fail(
-                &"holds work/incompat: a volatile mount was not unmounted cleanly; remove workdir and upperdir, or that directory if what is in upperdir is still wanted",
+                &"was used by a volatile mount: after a crash remove upperdir and workdir; else remove work/incompat/volatile in it",
             ));
         }
         work.clear().map_err(|errno| fail(&format_args!("cannot be cleared: {errno}")))?;

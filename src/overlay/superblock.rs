@@ -154,6 +154,15 @@ impl Overlay {
         sys::statfs(layer.root.as_fd())
     }
 
+    /// The union is mounted: what is never synced is marked, and the mark refuses the upper to the next mount, as the
+    /// kernel's does, until somebody who knows better removes it.
+    pub fn begin(&self) -> Result<()> {
+        let Some(work) = self.work.as_ref().filter(|_| self.fsync == Fsync::Volatile) else { return Ok(()) };
+        sys::mkdir(work.fd(), OsStr::new("incompat"), 0o755)?;
+        let incompat = sys::open_dir(work.fd(), OsStr::new("incompat"))?;
+        sys::mkdir(incompat.as_fd(), OsStr::new("volatile"), 0o755)
+    }
+
     /// The file system is unmounted: others may have the layers from now on, even before the process has ended.
     pub fn release(&self) {
         for fd in self.layers.upper.iter().map(|upper| upper.root.as_fd()).chain(self.work.iter().map(WorkDir::fd)) {

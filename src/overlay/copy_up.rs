@@ -14,6 +14,7 @@ use super::node::{LayerIndex, Node, Place, RealId, UPPER};
 use super::origin::Origin;
 use super::superblock::Overlay;
 use super::table::Key;
+use super::watch::Number;
 use super::workdir::{Temporary, WorkDir};
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
@@ -215,6 +216,13 @@ impl Overlay {
         }
         self.listings.forget(parent.id);
         self.table.rekey(node, Key::Real(real));
+        let mut number = Number::Kept;
+        if !self.keeps_origin(node, &wanted) {
+            let own = self.numbers.persistent(&self.layers, real.dev, real.ino);
+            node.set_ino(own.unwrap_or_else(|| self.numbers.made_up()));
+            number = Number::Changed;
+        }
+        self.note_copy_up(node, parent, number);
         // The directory did not change for those who look at it through the union.
         let restored = sys::set_times(At::Fd(to_dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
         if let Err(errno) = restored {

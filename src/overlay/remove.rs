@@ -32,6 +32,10 @@ impl Overlay {
     /// Removes an empty directory: one in which the union shows nothing. `ENOENT`, `ENOTDIR`, `ENOTEMPTY`.
     pub fn rmdir(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<()> {
         let parent = self.node(parent)?;
+        if !parent.in_upper() {
+            // What will be refused must not copy anything up.
+            self.check_removable(&parent, name)?;
+        }
         self.copy_up(&parent)?;
         let _names = self.names(&parent)?.write();
         let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
@@ -44,6 +48,19 @@ impl Overlay {
         let result = self.rmdir_entered(&parent, name, entry.id, layer);
         self.forget(entry.id, 1);
         result
+    }
+
+    /// Whether an empty directory is under a name.
+    fn check_removable(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let _names = self.names(parent)?.read();
+        let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        if !found.stat.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        let entry = self.enter(parent, name, found)?;
+        let empty = self.node(entry.id).and_then(|node| self.is_empty(&node));
+        self.forget(entry.id, 1);
+        if empty? { Ok(()) } else { Err(Errno::ENOTEMPTY) }
     }
 
     fn rmdir_entered(&self, parent: &Arc<Node>, name: &OsStr, id: NodeId, layer: u16) -> Result<()> {

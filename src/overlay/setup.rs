@@ -81,6 +81,7 @@ impl Overlay {
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
             listings: Listings::default(),
             renaming: RwLock::new(()),
+            listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),
         };
         overlay.merge_root().map_err(|errno| SetupError::option("lowerdir", errno))?;

@@ -15,14 +15,13 @@ use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
 use super::readdir::Listings;
 use super::table::Table;
-use super::watch::Watcher;
+use super::watch::{Listener, Watcher};
 use super::workdir::WorkDir;
 use super::xattr::Namespace;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, FsStat, Kind, Stat};
 
 /// A union of layers, ready to answer.
-#[derive(Debug)]
 pub struct Overlay {
     pub(super) layers: Layers,
     /// The work directory; `None` in a union without upper.
@@ -46,6 +45,8 @@ pub struct Overlay {
     /// Held for writing while a directory is renamed, for reading while directories are opened from the root down.
     /// Lock order: after `names` and the `state` of files, before the `state` of directories.
     pub(super) renaming: RwLock<()>,
+    /// Who is told of changes; set once watching has begun.
+    pub(super) listener: OnceLock<Arc<dyn Listener>>,
     /// Set once watching has begun.
     pub(super) watcher: OnceLock<Watcher>,
 }
@@ -61,6 +62,19 @@ pub struct Caller {
     pub pid: u32,
     /// The umask, for what the caller makes.
     pub umask: u32,
+}
+
+impl Caller {
+    /// Whether the caller is in a group. The supplementary groups are looked up where it runs; who cannot be found has
+    /// none.
+    pub(super) fn is_in_group(&self, gid: u32) -> bool {
+        if self.gid == gid || self.uid == 0 {
+            return true;
+        }
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return false };
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+        groups.split_whitespace().any(|group| group.parse() == Ok(gid))
+    }
 }
 
 /// What a lookup or a creation returns.
@@ -83,6 +97,15 @@ pub enum Lasting {
     Name,
     /// Nobody will say when it changes.
     Neither,
+}
+
+impl std::fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Overlay")
+            .field("layers", &self.layers)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Overlay {
@@ -220,7 +243,7 @@ impl Overlay {
 
     /// What callers see of a real object's attributes.
     pub(super) fn shown(&self, node: &Node, mut stat: Stat) -> Stat {
-        stat.ino = node.ino;
+        stat.ino = node.ino();
         if stat.kind() != Kind::Dir && stat.nlink > 0 && node.is_nameless_lower() {
             // Its name is hidden by a whiteout; the lower layer keeps it.
             stat.nlink = 0;

@@ -25,7 +25,7 @@ impl Overlay {
             return Err(Errno::EISDIR);
         }
         let node = self.known(&parent, name, &found);
-        let lower = !parent.lowers().is_empty() && self.lower_has(&parent, name)?;
+        let lower = self.must_hide(&parent, name, &found)?;
         self.take_away(&parent, name, &found, node.as_ref(), lower)
     }
 
@@ -108,6 +108,11 @@ impl Overlay {
         } else {
             sys::renamed((dir, name), temporary.pair())
         }
+    }
+
+    /// Whether a lower would show if what was found went from the upper.
+    pub(super) fn must_hide(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<bool> {
+        Ok(found.layer != UPPER || (!parent.lowers().is_empty() && self.lower_has(parent, name)?))
     }
 
     /// Takes an object that is not a directory from its name.

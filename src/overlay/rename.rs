@@ -273,6 +273,10 @@ impl Overlay {
             }
         }
         self.note_removed(&old.parent, &old.name);
+        self.note_change(moving, new.at());
+        if let Some(swapped) = swapped {
+            self.note_change(swapped, old.at());
+        }
         self.listings.forget(old.parent.id);
         self.listings.forget(new.parent.id);
         Ok(())
@@ -307,8 +311,11 @@ impl Overlay {
     /// What is under one of the two names. The lower directories are opened, to be at hand under the locks.
     fn rename_end(&self, parent: &Arc<Node>, name: &OsStr, entered: &mut Vec<NodeId>) -> Result<End> {
         let dir = self.dir_fd(parent, UPPER)?;
+        // Of a name that shows nothing nothing needs to be hidden.
+        let mut lower = false;
         let node = match self.resolve(parent, name, From::Top)? {
             Some(found) => {
+                lower = self.must_hide(parent, name, &found)?;
                 let layer = found.layer;
                 let entry = self.enter(parent, name, found)?;
                 entered.push(entry.id);
@@ -318,7 +325,6 @@ impl Overlay {
             }
             None => None,
         };
-        let lower = !parent.lowers().is_empty() && self.lower_has(parent, name)?;
         Ok(End { parent: parent.clone(), dir, name: Arc::from(name), node, lower })
     }
 

@@ -289,7 +289,11 @@ impl Writable {
         let fail = |reason: &dyn std::fmt::Display| SetupError::path("workdir", &paths.work, reason);
         let dir = sys::open_dir(work_root.as_fd(), OsStr::new("work")).map_err(|errno| fail(&errno))?;
         // Its own lock, besides the one on its parent: the parent's descriptor is let go.
-        lock(dir.as_fd()).map_err(|_| fail(&"is in use by another mount"))?;
+        lock(dir.as_fd()).map_err(|errno| match errno {
+            Errno::EAGAIN => fail(&"is in use by another mount"),
+            Errno::EBADF => fail(&"its directory work cannot be read: permission denied"),
+            errno => fail(&errno),
+        })?;
         let work = WorkDir::new(dir);
         let incompatible = At::Name(work.fd(), OsStr::new("incompat"));
         if sys::stat(incompatible).is_ok() {

@@ -54,6 +54,9 @@ impl Overlay {
     /// The target of a symbolic link. `EINVAL` for what is none.
     pub fn readlink(&self, id: NodeId) -> Result<OsString> {
         let node = self.node(id)?;
+        if node.kind != Kind::Symlink {
+            return Err(Errno::EINVAL);
+        }
         self.with_real(&node, |at, _| sys::readlink(at))
     }
 

@@ -212,12 +212,13 @@ impl Overlay {
             temporary.publish();
             self.settle_mode(At::Name(to_dir.as_fd(), name), node.kind, wanted.mode)?;
             let mut state = file_state.unwrap_or_else(|| node.state.write());
+            // Before anybody can see that it is in the upper, and link it to where it is found by its inode.
+            self.table.rekey(node, Key::Real(real));
             state.layer = UPPER;
             state.real = real;
             self.readers.remove(&node.id);
         }
         self.listings.forget(parent.id);
-        self.table.rekey(node, Key::Real(real));
         let mut number = Number::Kept;
         if !self.keeps_origin(node, &wanted) {
             let own = self.numbers.persistent(&self.layers, real.dev, real.ino);

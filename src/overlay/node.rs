@@ -97,7 +97,8 @@ pub(super) struct Pins {
 #[derive(Debug, Default)]
 pub(super) struct DirState {
     /// Held for writing while a name in this directory comes, goes or is published by a copy-up, for reading while one
-    /// is looked up; two are taken in order of their ids. Lock order: after `copying`, before the rename lock.
+    /// is looked up; two are taken in order of their ids or down the tree, as `crossing` allows. Lock order: after
+    /// `copying` and `crossing`, before the rename lock.
     pub names: RwLock<()>,
     /// The lower directories that are merged here, topmost first.
     pub lowers: RwLock<Arc<[LowerDir]>>,

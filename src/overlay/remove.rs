@@ -37,6 +37,7 @@ impl Overlay {
             self.check_removable(&parent, name)?;
         }
         self.copy_up(&parent)?;
+        let _down_the_tree = self.crossing.read();
         let _names = self.names(&parent)?.write();
         let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
         if !found.stat.is_dir() {

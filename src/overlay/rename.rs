@@ -110,6 +110,10 @@ impl Overlay {
         how: Rename,
         entered: &mut Vec<NodeId>,
     ) -> Result<Option<Arc<Node>>> {
+        // Two parents may lie anywhere; with one, a directory that is replaced lies in it.
+        let one = old_parent.id == new_parent.id;
+        let _down_the_tree = one.then(|| self.crossing.read());
+        let _anywhere = (!one).then(|| self.crossing.write());
         let _names = self.lock_names(old_parent, new_parent)?;
         let old = self.rename_end(old_parent, old_name, entered)?;
         let new = self.rename_end(new_parent, new_name, entered)?;
@@ -128,7 +132,7 @@ impl Overlay {
                 return Ok(Some(node.clone()));
             }
         }
-        if old_parent.id != new_parent.id {
+        if !one {
             self.keep_purity(&moving, new_parent)?;
         }
         match &swapped {
@@ -144,12 +148,14 @@ impl Overlay {
         }
         self.hide_below(old, moving, new)?;
         self.hide_below(new, target, old)?;
-        self.swap_names(old, new, moving, Some(target), || sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE))
+        let on_disk = || sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE);
+        self.swap_names(old, new, moving, Some(target), None, on_disk)
     }
 
     fn replace(&self, old: &End, new: &End, moving: &Arc<Node>) -> Result<()> {
         let is_dir = moving.kind == Kind::Dir;
         let mut inside = None;
+        let mut removed = None;
         if let Some(target) = &new.node {
             match (is_dir, target.kind == Kind::Dir) {
                 (true, false) => return Err(Errno::ENOTDIR),
@@ -163,7 +169,10 @@ impl Overlay {
                         }
                         return Err(Errno::ENOTEMPTY);
                     }
-                    if target.in_upper() {
+                    // Before anything else takes its place: whoever is in it stays in it, and its number is not used again.
+                    let layer = target.state.read().layer;
+                    removed = Some(self.dir_fd(target, layer)?);
+                    if layer == UPPER {
                         self.clear_of_whiteouts(new.dir.as_fd(), &new.name)?;
                         self.dirs.remove(&(target.id, UPPER));
                     }
@@ -179,7 +188,8 @@ impl Overlay {
                 Err(Errno::ENOENT) => false,
                 Err(errno) => return Err(errno),
             };
-        let result = self.swap_names(old, new, moving, None, || self.move_upper(old, new, is_dir, whiteout_there));
+        let on_disk = || self.move_upper(old, new, is_dir, whiteout_there);
+        let result = self.swap_names(old, new, moving, None, removed, on_disk);
         drop(inside);
         result
     }
@@ -221,21 +231,19 @@ impl Overlay {
         sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)
     }
 
-    /// Does a rename on disk and tells the nodes where they are now, while nobody can look.
+    /// Does a rename on disk and tells the nodes where they are now, while nobody can look. A directory that is replaced
+    /// goes on in `removed`.
     fn swap_names(
         &self,
         old: &End,
         new: &End,
         moving: &Arc<Node>,
         swapped: Option<&Arc<Node>>,
+        mut removed: Option<Arc<OwnedFd>>,
         on_disk: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let other = swapped.or(new.node.as_ref());
         let replaced = other.filter(|_| swapped.is_none());
-        let mut removed = None;
-        if let Some(replaced) = replaced.filter(|node| node.kind == Kind::Dir) {
-            removed = Some(self.dir_fd(replaced, replaced.state.read().layer)?);
-        }
         // Files in order of their ids, then the rename lock, then directories: the written order.
         let mut nodes: SmallVec<[&Arc<Node>; 2]> = other.into_iter().chain([moving]).collect();
         nodes.sort_by_key(|node| (node.kind == Kind::Dir, node.id));

@@ -18,6 +18,7 @@ use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
 use super::readdir::Listings;
 use super::superblock::Overlay;
 use super::table::Table;
+use super::whiteout::WH_OPAQUE;
 use super::workdir::{WorkDir, can_make_devices};
 use super::xattr::{Mark, Namespace, Opacity};
 use crate::errno::Errno;
@@ -80,6 +81,7 @@ impl Overlay {
             readers: FdCache::new((limit / 8).clamp(16, 2048)),
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
             listings: Listings::default(),
+            crossing: RwLock::new(()),
             renaming: RwLock::new(()),
             listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),
@@ -88,7 +90,8 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Finds out which layers' roots are merged: all below the topmost opaque one are hidden.
+    /// Finds out which layers' roots are merged: all but those below one with an opaque file of AUFS in it. An opaque mark
+    /// on a root means nothing, as in the kernel.
     fn merge_root(&self) -> crate::errno::Result<()> {
         let mut lowers = Vec::new();
         for (layer, index) in self.layers.lowers.iter().zip(UPPER + 1..) {
@@ -96,6 +99,11 @@ impl Overlay {
             let opacity = self.opacity(at)?;
             let xwhiteouts = opacity == Opacity::Xwhiteouts;
             lowers.push(LowerDir { layer: index, ino: sys::stat(at)?.ino, xwhiteouts, ..LowerDir::default() });
+            match sys::stat(At::Name(layer.root.as_fd(), OsStr::new(WH_OPAQUE))) {
+                Ok(_) => break,
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
         }
         if let Some(dir) = &self.root.dir {
             *dir.lowers.write() = lowers.into();

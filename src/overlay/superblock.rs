@@ -42,6 +42,10 @@ pub struct Overlay {
     /// Files in the upper, open for reading and writing.
     pub(super) writers: FdCache<NodeId>,
     pub(super) listings: Listings,
+    /// Held for writing while the names of two directories anywhere in the tree are locked, for reading while those of a
+    /// directory and of one in it are: the one goes by ids, the other down the tree, and together they would not be an order.
+    /// Lock order: before any `names`.
+    pub(super) crossing: RwLock<()>,
     /// Held for writing while a directory is renamed, for reading while directories are opened from the root down.
     /// Lock order: after `names` and the `state` of files, before the `state` of directories.
     pub(super) renaming: RwLock<()>,

@@ -1,0 +1,25 @@
+//! The union core as a library: on temporary directories, without FUSE and without a mount.
+//!
+//! One module per topic of `src/overlay`. A test describes its layers as text, does what it is about, and compares what the
+//! union shows and what then lies on disk. Whatever a test does, the union has to be back at nothing but its root once all
+//! lookups are forgotten, and the work directory has to be empty: the fixture checks that at the end of each test.
+
+mod attr;
+mod concurrency;
+mod copy_up;
+mod create;
+mod file;
+mod fixture;
+mod links;
+mod memory;
+mod model;
+mod readdir;
+mod remove;
+mod rename;
+mod resolve;
+mod setup;
+mod storms;
+#[path = "../support/mod.rs"]
+mod support;
+mod vfs;
+mod xattr;

@@ -30,8 +30,12 @@ fi
 dir=$(mktemp -d "/tmp/plyfs-s${PLYFS_TEST_RUN:-}-XXXXXX")
 log=$dir/log
 unmount_below() {
-    local mount
-    for mount in $(findmnt -rno TARGET | grep "^$1" | sort -r); do umount "$mount" || umount -l "$mount"; done
+    local mount try
+    for mount in $(findmnt -rno TARGET | grep "^$1" | sort -r); do
+        # A daemon whose mount just went holds its layers for a moment longer.
+        for try in 1 2 3 4 5; do umount "$mount" 2>/dev/null && continue 2; sleep 0.2; done
+        umount -l "$mount"
+    done
 }
 clean_up() {
     status=$?

@@ -29,9 +29,12 @@ need_rust cargo-fmt cargo-clippy
 [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
 [ -e /dev/fuse ] || echo "no /dev/fuse: nothing can be mounted here" >&2
 
-scratch=$(mktemp -d)
+# Everything the tests make stands below one directory, which other users can enter, so that what is left can be told.
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/plyfs-check-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
-export PLYFS_TEST_SKIPPED=$scratch/skipped
+mkdir -m 1777 "$scratch/tmp"
+chmod 755 "$scratch"
+export TMPDIR=$scratch/tmp PLYFS_TEST_SKIPPED=$scratch/skipped PLYFS_TEST_RUN=$$
 failed=()
 step() { # NAME COMMAND...
     local name=$1
@@ -40,12 +43,18 @@ step() { # NAME COMMAND...
     "$@" || failed+=("$name")
 }
 
-# What is running and mounted, to be compared with what is left in the end.
-traces() {
-    findmnt -rno TARGET,FSTYPE | grep -i 'plyfs' || true
-    find /tmp /dev/shm -maxdepth 1 -name 'plyfs-*' 2>/dev/null || true
-    pgrep -ax plyfs | grep -v defunct || true # one that has ended is gone
-    losetup -l -n -O BACK-FILE 2>/dev/null | grep plyfs || true
+# What this run has left: files, mounts and loop devices of its own, and processes that carry its mark.
+left_behind() {
+    local suites=/tmp/plyfs-s$PLYFS_TEST_RUN-
+    find "$TMPDIR" -mindepth 1 -maxdepth 1
+    find /tmp -maxdepth 1 -path "$suites*"
+    { findmnt -rno TARGET; losetup -l -n -O BACK-FILE 2>/dev/null; } | grep -e "^$scratch/" -e "^$suites" || true
+    local process
+    for process in /proc/[0-9]*; do
+        [[ $(readlink "$process/exe" 2>/dev/null) == */plyfs* ]] || continue
+        grep -qsz "^PLYFS_TEST_RUN=$PLYFS_TEST_RUN$" "$process/environ" && tr '\0' ' ' < "$process/cmdline" && echo
+    done
+    return 0
 }
 
 if [ "$(id -u)" != 0 ] && have sudo && sudo -n true 2>/dev/null; then
@@ -66,16 +75,15 @@ tests() {
     return $status
 }
 
-traces > "$scratch/before"
 step "format" cargo fmt --check
 step "lints" cargo clippy --quiet --all-targets -- -D warnings
 step "build" cargo build --release --quiet
 step "third-party suites" scripts/suites.sh
 step "tests" tests
-traces > "$scratch/after"
-if ! cmp -s "$scratch/before" "$scratch/after"; then
+left_behind > "$scratch/left"
+if [ -s "$scratch/left" ]; then
     say "left behind"
-    diff "$scratch/before" "$scratch/after" || true
+    cat "$scratch/left"
     failed+=("cleanliness")
 fi
 say "summary"

@@ -1,7 +1,86 @@
-//! plyfs: a union filesystem in userspace.
+//! plyfs: a union filesystem in userspace, with the semantics and the on-disk format of the Linux kernel's OverlayFS.
 //!
-//! The essay grows with the code; see `overlay` for the union, `fuse` for the adapter, `cli` for the command line and
-//! `sys` for the system calls.
+//! # The layers
+//!
+//! ```text
+//!   merged/   a  b  c  d           what callers see, through FUSE
+//!             |  |  |  |
+//!   upper/    a  |  |  (d: whiteout, hides the d below)
+//!   lower 1/     b  |  d
+//!   lower 2/  a  b  c              a and b are hidden: the topmost object of a name is the one that shows;
+//!                                  directories of one name are merged
+//! ```
+//!
+//! Changes go to the upper. What a lower holds is copied there before it changes ([`overlay`], `copy_up`), a name of a
+//! lower that is removed gets a whiteout there, and all of it is written so that the kernel's overlay can mount it.
+//!
+//! # The house
+//!
+//! A module uses what stands above it here, never what stands below; `tests/layering.rs` holds it to that.
+//!
+//! - [`errno`]: the one error type of a request.
+//! - [`sys`]: every system call, and the only unsafe code. A descriptor and a name, never a path; no symlink is followed.
+//! - [`overlay`]: the union. A library that knows no FUSE; each file answers to the kernel's file of a like name.
+//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`), the threads (`server`),
+//!   mounting and the mount's life (`mount`, `session`), notices (`notices`). fuser does the handshake and the notices.
+//! - [`cli`]: the options as typed and as meant, and the daemon.
+//!
+//! # A request's walk
+//!
+//! `echo x >> merged/dir/file`, where only a lower has the file:
+//!
+//! ```text
+//!   LOOKUP dir, file   adapter.lookup -> overlay.lookup -> resolve: one statx a layer, from a cached directory
+//!                      descriptor, until something ends the search -> the node table gives the object its number
+//!   OPEN               none: the first one was answered with ENOSYS, and the kernel never asks again
+//!   WRITE node         adapter.write -> file.write -> open_writer -> copy_up: dir, then file, each built in the work
+//!                      directory and published with one rename -> pwrite on the copy
+//! ```
+//!
+//! Because opens and closes cost no message, there are no file handles: each request names a node, and the node finds its
+//! real file through a descriptor that is pinned, cached, or opened now. What would go out of reach is pinned: an object
+//! whose last name goes, a file whose mode would refuse the server. Files are made by MKNOD, one message, where CREATE
+//! takes a RELEASE besides.
+//!
+//! # Why the requests are read here and not by fuser
+//!
+//! fuser 0.18 takes a node's number in the protocol and its inode number for one: but the names of one lower file with
+//! several links are nodes of their own (each is copied up alone) that share a number, a node outlives the number of a
+//! removed object, and a copied-up object keeps the number of the lower one. It also keeps to itself how large a listing
+//! may be, drops the flag that asks for suid to be cleared, and knows neither TMPFILE nor STATX. So `fuse/wire` reads and
+//! writes the messages, behind an adapter that takes plain arguments: another transport can call the same operations.
+//!
+//! # What is believed, and for how long
+//!
+//! The kernel is told that names, absences and attributes hold for a day, because what they rest on is watched
+//! (`overlay/watch`): each directory of which something was told, in each layer that has it. A change behind the mount
+//! raises an event, the event a notice, and the kernel asks again; that takes a tenth of a second. Where no watch is to be
+//! had, what is told holds for less than a second. The union's own changes to the upper raise events, too; they are
+//! recognised by what is known of the object, and raise no notice.
+//!
+//! # Locks
+//!
+//! In this order; a lock may be taken only while none that stands below it is held. The order is written at each lock.
+//!
+//! | lock | of | held while |
+//! |---|---|---|
+//! | `Node::copying` | a node | its data is copied up; the only lock that is held then |
+//! | `DirState::names` | a directory | a name in it is looked up (shared), made, removed, moved or published (alone); two in order of their ids, a parent's before its child's |
+//! | `Watches` | a directory | watches are added |
+//! | `Node::state`, of what is no directory | a node | its name is used for a system call (shared), or changes |
+//! | `Overlay::renaming` | the union | directories are opened from above (shared), or one is moved |
+//! | `Node::state`, of a directory | a node | its place is read, or changes |
+//! | `Table`, the caches, the watch maps | the union | never while a system call is made |
+//!
+//! A notice makes the kernel take a directory's lock that a request under way may hold; so notices about names are given by
+//! a thread that serves no request, and holds none of these.
+//!
+//! # Glossary
+//!
+//! *layer*: one directory of the stack. *upper*, *lower*: the writable one, one of the others. *whiteout*: what hides a
+//! name. *opaque*: of a directory that hides what lies below it. *copy-up*: see above. *origin*: the mark that tells which
+//! lower inode a copy came from. *impure*: of a directory that holds such copies. *node*: an object of the union, with the
+//! number by which the kernel knows it. *place*: the parent and name of a node. *mark*: one of the overlay's own xattrs.
 
 pub mod cli;
 pub mod errno;

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -195,7 +196,12 @@ fn tree_layers(base: &Path, plan: &Plan) -> Result<Vec<PathBuf>> {
 fn big(base: &Path, plan: &Plan) -> Result<PathBuf> {
     let layer = base.join("big");
     fs::create_dir_all(&layer)?;
-    write(&layer.join("big.bin"), &Random::new(2).bytes(plan.scaled(BIG) as usize))?;
+    let path = layer.join("big.bin");
+    let mut file = fs::File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    // In the pieces in which unpackers of images write: the page cache keeps the size of the writes.
+    for piece in Random::new(2).bytes(plan.scaled(BIG) as usize).chunks(32 * 1024) {
+        file.write_all(piece)?;
+    }
     Ok(layer)
 }
 

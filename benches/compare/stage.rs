@@ -275,6 +275,8 @@ fn collect(course: &mut Child, results: &mut Results) -> Result<()> {
     for line in BufReader::new(told).lines() {
         match serde_json::from_str(&line?)? {
             Event::Runs(count) => bar.set_length(count),
+            // A log gets a line for each work instead of a bar.
+            Event::Preparing(what) if bar.is_hidden() => eprintln!("{what} ({:.0?} so far)", bar.elapsed()),
             Event::Preparing(what) => bar.set_message(format!("{what}: preparing the layers")),
             Event::Run { work, contender, round } => {
                 bar.set_message(format!("{work}: {contender}, round {}", round + 1))

@@ -93,6 +93,9 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         writeback: serving.writeback.unwrap_or(false),
         acl: serving.acl,
     };
+    if let Err(errno) = overlay.begin() {
+        log::warn!("the work directory cannot be marked as volatile: {errno}");
+    }
     let adapter = Adapter::new(overlay.clone(), policy);
     let watch = |notifier| {
         if let Err(errno) = overlay.watch(Notices::new(notifier)) {

@@ -48,6 +48,7 @@ impl Default for Policy {
 pub struct Adapter {
     overlay: Arc<Overlay>,
     policy: Policy,
+    long_setxattr: bool,
 }
 
 /// What goes back to the kernel.
@@ -90,7 +91,13 @@ impl Adapter {
     /// An adapter for a union.
     #[must_use]
     pub fn new(overlay: Arc<Overlay>, policy: Policy) -> Adapter {
-        Adapter { overlay, policy }
+        Adapter { overlay, policy, long_setxattr: true }
+    }
+
+    /// The same, for a kernel whose SETXATTR has the longer form (`FUSE_SETXATTR_EXT`) or not.
+    #[must_use]
+    pub fn with_long_setxattr(self, long_setxattr: bool) -> Adapter {
+        Adapter { long_setxattr, ..self }
     }
 
     /// The union.
@@ -282,7 +289,7 @@ impl Adapter {
         let (_lock_owner, _open_flags, _padding) = (body.u64()?, body.u32()?, body.u32()?);
         let data = body.bytes(size)?;
         let kill = privileges(flags & WRITE_KILL_SUIDGID != 0);
-        let written = self.overlay.write(header.node, offset, data, kill)?;
+        let written = self.overlay.write(&caller(header, 0), header.node, offset, data, kill)?;
         buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
         buffers.out.put_u32(0);
         Ok(Answer::Out)
@@ -345,7 +352,7 @@ impl Adapter {
         match header.opcode {
             opcode::SETXATTR => {
                 let (size, flags) = (body.u32()? as usize, body.u32()?.cast_signed());
-                let (extra, _padding) = (body.u32()?, body.u32()?);
+                let extra = if self.long_setxattr { (body.u32()?, body.u32()?).0 } else { 0 };
                 let name = body.name()?;
                 self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
                 if extra & SETXATTR_ACL_KILL_SGID != 0 {
@@ -382,7 +389,7 @@ impl Adapter {
             opcode::FALLOCATE => {
                 let (offset, length, mode) = (body.u64()?, body.u64()?, body.u32()?.cast_signed());
                 let kill = privileges(header.uid != 0);
-                self.overlay.fallocate(header.node, mode, offset, length, kill)?;
+                self.overlay.fallocate(&caller(header, 0), header.node, mode, offset, length, kill)?;
             }
             opcode::LSEEK => {
                 let (offset, whence) = (body.u64()?.cast_signed(), body.u32()?.cast_signed());

@@ -25,6 +25,13 @@ impl Listener for Notices {
         }
     }
 
+    fn attributes_changed(&self, node: NodeId) {
+        // A negative offset: no data. The kernel takes no lock of the object for that.
+        if let Err(error) = self.0.inval_inode(INodeNo(node), -1, 0) {
+            log::debug!("notice about {node}: {error}");
+        }
+    }
+
     fn object_changed(&self, node: NodeId) {
         // From offset 0, length 0: to the end.
         if let Err(error) = self.0.inval_inode(INodeNo(node), 0, 0) {

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
@@ -64,19 +65,24 @@ pub struct Server {
 
 /// What fuser asks at the handshake. It never gets to see a request.
 #[derive(Debug)]
-struct Handshake(Options);
+struct Handshake {
+    options: Options,
+    /// Whether SETXATTR has the longer form.
+    long_setxattr: Arc<AtomicBool>,
+}
 
 impl fuser::Filesystem for Handshake {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = WANTED;
-        wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, self.0.writeback);
-        wanted.set(InitFlags::FUSE_POSIX_ACL, self.0.acl);
+        wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, self.options.writeback);
+        wanted.set(InitFlags::FUSE_POSIX_ACL, self.options.acl);
         if let Err(missing) = config.add_capabilities(wanted) {
             log::debug!("this kernel's FUSE lacks {missing:?}");
             config
                 .add_capabilities(wanted.difference(missing))
                 .map_err(|flags| io::Error::other(format!("flags {flags:?} were offered and then refused")))?;
         }
+        self.long_setxattr.store(config.capabilities().contains(InitFlags::FUSE_SETXATTR_EXT), Ordering::Relaxed);
         let settled = (config.set_max_write(MAX_DATA), config.set_max_background(MAX_BACKGROUND));
         log::debug!("handshake: {settled:?}");
         Ok(())
@@ -91,8 +97,11 @@ impl Server {
     pub fn new(adapter: Adapter, device: OwnedFd, options: Options) -> io::Result<Server> {
         let own = device.try_clone()?;
         // The kernel enforces who may use the mount (`allow_other`).
-        let session = Session::from_fd(Handshake(options), device, SessionACL::All, Config::default())?;
-        Ok(Server { adapter: Arc::new(adapter), device: Arc::new(own), session, options })
+        let long_setxattr = Arc::new(AtomicBool::new(false));
+        let handshake = Handshake { options, long_setxattr: long_setxattr.clone() };
+        let session = Session::from_fd(handshake, device, SessionACL::All, Config::default())?;
+        let adapter = Arc::new(adapter.with_long_setxattr(long_setxattr.load(Ordering::Relaxed)));
+        Ok(Server { adapter, device: Arc::new(own), session, options })
     }
 
     /// With this the kernel is told of changes that it does not know of.

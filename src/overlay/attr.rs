@@ -31,6 +31,13 @@ pub struct SetAttr {
     pub privileges: super::file::Privileges,
 }
 
+impl SetAttr {
+    fn is_empty(&self) -> bool {
+        (self.mode, self.uid, self.gid, self.size) == (None, None, None, None)
+            && (self.atime, self.mtime) == (SetTime::Omit, SetTime::Omit)
+    }
+}
+
 impl Overlay {
     /// The attributes of a node.
     pub fn getattr(&self, id: NodeId) -> Result<(Stat, Lasting)> {
@@ -56,14 +63,18 @@ impl Overlay {
     /// Changes attributes, after a copy-up if it takes one, and returns them all.
     ///
     /// A size cuts or extends the file before the mode changes; of the data only what stays is copied up.
-    pub fn setattr(&self, _caller: &Caller, id: NodeId, set: &SetAttr) -> Result<(Stat, Lasting)> {
+    pub fn setattr(&self, caller: &Caller, id: NodeId, set: &SetAttr) -> Result<(Stat, Lasting)> {
         let node = self.node(id)?;
         if let Some(size) = set.size {
-            self.set_size(&node, size, set)?;
+            self.set_size(caller, &node, size, set)?;
         }
         self.copy_up(&node)?;
         if set.uid.is_some() || set.gid.is_some() {
             self.with_real(&node, |at, _| sys::chown(at, set.uid, set.gid))?;
+        }
+        if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
+            // What a write that the kernel keeps to itself, and a change of owner to the same owner, look like.
+            self.with_real(&node, |at, _| self.kill_privileges(caller, at))?;
         }
         if let Some(mode) = set.mode {
             self.set_mode(&node, mode)?;
@@ -85,7 +96,7 @@ impl Overlay {
         })
     }
 
-    fn set_size(&self, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
+    fn set_size(&self, caller: &Caller, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
         match node.kind {
             Kind::File => {}
             Kind::Dir => return Err(Errno::EISDIR),
@@ -95,7 +106,7 @@ impl Overlay {
         let fd = self.open_writer(node)?;
         sys::truncate(fd.as_fd(), size)?;
         if set.privileges == super::file::Privileges::Kill {
-            self.kill_privileges(At::Fd(fd.as_fd()))?;
+            self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
         }
         Ok(())
     }

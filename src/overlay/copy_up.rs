@@ -14,10 +14,11 @@ use super::node::{LayerIndex, Node, Place, RealId, UPPER};
 use super::origin::Origin;
 use super::superblock::Overlay;
 use super::table::Key;
+use super::watch::Number;
 use super::workdir::{Temporary, WorkDir};
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
+use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
 
 /// How much of a file's data is wanted in the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Overlay {
             }
             kind => sys::mknod(work.fd(), temporary.name(), kind, 0o600, stat.rdev)?,
         }
-        let to = copy.as_ref().map_or(temporary.at(), |copy| At::Fd(copy.as_fd()));
+        let to = copy.as_ref().map_or(temporary.at(), |(copy, _)| At::Fd(copy.as_fd()));
         self.give_owner(to, stat)?;
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
@@ -112,12 +113,13 @@ impl Overlay {
             self.with_real(node, |from, _| self.set_origin(from, to, layer))?;
         }
         sys::set_times(to, SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
-        if let Some(copy) = &copy
-            && self.fsync != Fsync::Volatile
+        if let Some((copy, effort)) = &copy
+            && (self.fsync == Fsync::Strict || (self.fsync == Fsync::Auto && *effort == CopyEffort::Copied))
         {
+            // Extents that are shared are on disk already, and sharing them is of one journal with the rename.
             sys::sync_all(copy.as_fd())?;
         }
-        Ok(copy)
+        Ok(copy.map(|(copy, _)| copy))
     }
 
     fn copy_file(
@@ -127,18 +129,19 @@ impl Overlay {
         temporary: &Temporary<'_>,
         stat: &Stat,
         data: Data,
-    ) -> Result<OwnedFd> {
+    ) -> Result<(OwnedFd, CopyEffort)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let copy = sys::open(work.fd(), temporary.name(), flags, Mode::from_raw_mode(0o600))?;
         let wanted = match data {
             Data::All => stat.size,
             Data::First(bytes) => stat.size.min(bytes),
         };
+        let mut effort = CopyEffort::Cloned;
         if wanted > 0 {
             let from = self.open_reader(node)?;
-            sys::copy_data(from.as_fd(), copy.as_fd(), wanted)?;
+            effort = sys::copy_data(from.as_fd(), copy.as_fd(), wanted)?;
         }
-        Ok(copy)
+        Ok((copy, effort))
     }
 
     /// Gives a copy the owner of the original, if the server may; an owner that is the server's already is left alone.
@@ -216,11 +219,20 @@ impl Overlay {
             self.readers.remove(&node.id);
         }
         self.listings.forget(parent.id);
+        let mut number = Number::Kept;
+        if !self.keeps_origin(node, &wanted) {
+            let own = self.numbers.persistent(&self.layers, real.dev, real.ino);
+            node.set_ino(own.unwrap_or_else(|| self.numbers.made_up()));
+            number = Number::Changed;
+        }
+        self.note_copy_up(node, parent, number);
         // The directory did not change for those who look at it through the union.
         let restored = sys::set_times(At::Fd(to_dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
         if let Err(errno) = restored {
             log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
         }
+        self.note_change(parent, At::Fd(to_dir.as_fd()));
+        self.note_change(node, At::Name(to_dir.as_fd(), name));
         log::debug!("copy-up of node {} from layer {layer}", node.id);
         Ok(Published::Yes)
     }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use super::config::Fsync;
 use super::node::{Node, NodeId, Place, State, UPPER};
-use super::superblock::Overlay;
+use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
 
 /// Whether a write also takes suid, sgid and capabilities away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,22 +91,30 @@ impl Overlay {
     }
 
     /// Writes to a file, which is copied up first if it is in a lower layer. Returns how many bytes fitted.
-    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], privileges: Privileges) -> Result<usize> {
+    pub fn write(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        offset: u64,
+        data: &[u8],
+        privileges: Privileges,
+    ) -> Result<usize> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
         let written = sys::pwrite(fd.as_fd(), data, offset)?;
         if privileges == Privileges::Kill {
-            self.kill_privileges(At::Fd(fd.as_fd()))?;
+            self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
         }
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(written)
     }
 
-    /// Clears suid, and sgid where the group may execute. The capability goes with every write of the server itself.
-    pub(super) fn kill_privileges(&self, at: At<'_>) -> Result<()> {
-        let mode = sys::stat(at)?.mode;
+    /// Clears suid, and sgid where the group may execute or the caller is not in it. The capability goes with every
+    /// write of the server itself.
+    pub(super) fn kill_privileges(&self, caller: &Caller, at: At<'_>) -> Result<()> {
+        let Stat { mode, gid, .. } = sys::stat(at)?;
         let mut cleared = mode & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 {
+        if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !caller.is_in_group(gid)) {
             cleared &= !libc::S_ISGID;
         }
         if cleared == mode { Ok(()) } else { sys::chmod(at, cleared) }
@@ -131,12 +139,20 @@ impl Overlay {
     }
 
     /// `fallocate(2)` with any mode that the upper's file system knows.
-    pub fn fallocate(&self, id: NodeId, mode: i32, offset: u64, length: u64, privileges: Privileges) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        mode: i32,
+        offset: u64,
+        length: u64,
+        privileges: Privileges,
+    ) -> Result<()> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
         sys::fallocate(fd.as_fd(), mode, offset, length)?;
         if privileges == Privileges::Kill {
-            self.kill_privileges(At::Fd(fd.as_fd()))?;
+            self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
         }
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(())

@@ -35,8 +35,7 @@ pub struct Node {
     pub id: NodeId,
     /// What it is. Never changes; another kind under the same name is another node.
     pub kind: Kind,
-    /// The inode number that callers see.
-    pub ino: u64,
+    ino: AtomicU64,
     /// Held while this node's data is copied up. Lock order: first of all, and never two at once.
     pub(super) copying: Mutex<()>,
     /// Where and what it is. Lock order: after the `names` of its parent. A file's may be held while the rename lock is
@@ -157,12 +156,21 @@ impl Node {
         Node {
             id,
             kind,
-            ino,
+            ino: AtomicU64::new(ino),
             copying: Mutex::new(()),
             state: RwLock::new(State { place, layer, real, pins: Pins::default() }),
             own_change: OwnChange::default(),
             dir: (kind == Kind::Dir).then(Box::default),
         }
+    }
+
+    /// The inode number that callers see. It changes only when one of several links of a lower file is copied up.
+    pub fn ino(&self) -> u64 {
+        self.ino.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_ino(&self, ino: u64) {
+        self.ino.store(ino, Ordering::Relaxed);
     }
 
     /// Whether the upper holds it.

@@ -146,9 +146,9 @@ impl Overlay {
         each: &mut dyn FnMut(&Arc<Node>, &ListedName) -> Result<Room>,
     ) -> Result<()> {
         let node = self.node(id)?;
-        let parent_ino = node.named().map_or(node.ino, |(parent, _)| parent.ino);
+        let parent_ino = node.named().map_or(node.ino(), |(parent, _)| parent.ino());
         let _names = self.names(&node)?.read();
-        for (cookie_of, name, ino) in [(1, ".", node.ino), (2, "..", parent_ino)] {
+        for (cookie_of, name, ino) in [(1, ".", node.ino()), (2, "..", parent_ino)] {
             if cookie < cookie_of {
                 let dots = ListedName { cookie: cookie_of, name: name.into(), layer: UPPER, ino, kind: Kind::Dir };
                 if each(&node, &dots)? == Room::Full {

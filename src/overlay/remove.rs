@@ -25,13 +25,17 @@ impl Overlay {
             return Err(Errno::EISDIR);
         }
         let node = self.known(&parent, name, &found);
-        let lower = !parent.lowers().is_empty() && self.lower_has(&parent, name)?;
+        let lower = self.must_hide(&parent, name, &found)?;
         self.take_away(&parent, name, &found, node.as_ref(), lower)
     }
 
     /// Removes an empty directory: one in which the union shows nothing. `ENOENT`, `ENOTDIR`, `ENOTEMPTY`.
     pub fn rmdir(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<()> {
         let parent = self.node(parent)?;
+        if !parent.in_upper() {
+            // What will be refused must not copy anything up.
+            self.check_removable(&parent, name)?;
+        }
         self.copy_up(&parent)?;
         let _down_the_tree = self.crossing.read();
         let _names = self.names(&parent)?.write();
@@ -45,6 +49,19 @@ impl Overlay {
         let result = self.rmdir_entered(&parent, name, entry.id, layer);
         self.forget(entry.id, 1);
         result
+    }
+
+    /// Whether an empty directory is under a name.
+    fn check_removable(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let _names = self.names(parent)?.read();
+        let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        if !found.stat.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        let entry = self.enter(parent, name, found)?;
+        let empty = self.node(entry.id).and_then(|node| self.is_empty(&node));
+        self.forget(entry.id, 1);
+        if empty? { Ok(()) } else { Err(Errno::ENOTEMPTY) }
     }
 
     fn rmdir_entered(&self, parent: &Arc<Node>, name: &OsStr, id: NodeId, layer: u16) -> Result<()> {
@@ -92,6 +109,11 @@ impl Overlay {
         } else {
             sys::renamed((dir, name), temporary.pair())
         }
+    }
+
+    /// Whether a lower would show if what was found went from the upper.
+    pub(super) fn must_hide(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<bool> {
+        Ok(found.layer != UPPER || (!parent.lowers().is_empty() && self.lower_has(parent, name)?))
     }
 
     /// Takes an object that is not a directory from its name.

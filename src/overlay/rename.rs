@@ -57,6 +57,10 @@ impl Overlay {
     /// `EXDEV` for a directory that a lower layer has or shares in; `ENOTEMPTY`, `ENOTDIR`, `EISDIR` as `rename(2)`.
     pub fn rename(&self, _caller: &Caller, from: (NodeId, &OsStr), to: (NodeId, &OsStr), how: Rename) -> Result<()> {
         let (old_parent, new_parent) = (self.node(from.0)?, self.node(to.0)?);
+        if !old_parent.in_upper() || !new_parent.in_upper() {
+            // What will be refused must not copy anything up.
+            self.check_source(&old_parent, from.1)?;
+        }
         self.copy_up(&old_parent)?;
         self.copy_up(&new_parent)?;
         let mut entered = Vec::new();
@@ -76,6 +80,16 @@ impl Overlay {
             self.forget(id, 1);
         }
         result
+    }
+
+    /// Whether what is under a name could be moved.
+    fn check_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let _names = self.names(parent)?.read();
+        let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        if found.stat.is_dir() && (found.layer != UPPER || !found.lowers.is_empty()) {
+            return Err(Errno::EXDEV);
+        }
+        Ok(())
     }
 
     /// A directory can be moved only if it is the upper's alone.
@@ -166,6 +180,10 @@ impl Overlay {
                 (true, true) => {
                     inside = Some(self.names(target)?.write());
                     if !self.is_empty(target)? {
+                        if target.in_upper() && !target.is_merged() {
+                            // ENOTEMPTY or EEXIST: for the file system to say.
+                            sys::renamed(old.pair(), new.pair())?;
+                        }
                         return Err(Errno::ENOTEMPTY);
                     }
                     // Before anything else takes its place: whoever is in it stays in it, and its number is not used again.
@@ -280,6 +298,10 @@ impl Overlay {
             }
         }
         self.note_removed(&old.parent, &old.name);
+        self.note_change(moving, new.at());
+        if let Some(swapped) = swapped {
+            self.note_change(swapped, old.at());
+        }
         self.listings.forget(old.parent.id);
         self.listings.forget(new.parent.id);
         Ok(())
@@ -314,8 +336,11 @@ impl Overlay {
     /// What is under one of the two names. The lower directories are opened, to be at hand under the locks.
     fn rename_end(&self, parent: &Arc<Node>, name: &OsStr, entered: &mut Vec<NodeId>) -> Result<End> {
         let dir = self.dir_fd(parent, UPPER)?;
+        // Of a name that shows nothing nothing needs to be hidden.
+        let mut lower = false;
         let node = match self.resolve(parent, name, From::Top)? {
             Some(found) => {
+                lower = self.must_hide(parent, name, &found)?;
                 let layer = found.layer;
                 let entry = self.enter(parent, name, found)?;
                 entered.push(entry.id);
@@ -325,7 +350,6 @@ impl Overlay {
             }
             None => None,
         };
-        let lower = !parent.lowers().is_empty() && self.lower_has(parent, name)?;
         Ok(End { parent: parent.clone(), dir, name: Arc::from(name), node, lower })
     }
 

@@ -272,10 +272,12 @@ impl Overlay {
 
     /// The same for what was just made: a new directory is not watched before somebody looks into it.
     pub(super) fn enter_new(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
-        if !found.stat.is_dir() {
-            return self.enter(parent, name, found);
-        }
         let (node, stat) = self.intern(parent, name, found);
+        node.own_change.note(&stat);
+        if !stat.is_dir() {
+            let (attr, lasting) = self.vouch(parent, &node, stat)?;
+            return Ok(Entry { id: node.id, attr, lasting });
+        }
         let lasting = if self.is_watched(parent) { Lasting::Name } else { Lasting::Neither };
         Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting })
     }

@@ -83,6 +83,7 @@ impl Overlay {
             listings: Listings::default(),
             crossing: RwLock::new(()),
             renaming: RwLock::new(()),
+            listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),
         };
         overlay.merge_root().map_err(|errno| SetupError::option("lowerdir", errno))?;
@@ -191,6 +192,20 @@ fn open_upper(upper: &Upper, filesystems: &mut Vec<FileSystem>) -> Setup<(Layer,
     Ok((layer, root))
 }
 
+/// Whether the work directory carries a mark that refuses it: anything in `incompat`.
+fn is_incompatible(work: &WorkDir) -> crate::errno::Result<bool> {
+    let incompat = match sys::open_dir(work.fd(), OsStr::new("incompat")) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
+        result => result?,
+    };
+    let mut any = false;
+    sys::read_dir(incompat.as_fd(), |_| {
+        any = true;
+        Ok(())
+    })?;
+    Ok(any)
+}
+
 /// Locks a directory against other mounts. A mount that is just going away has a moment to do so.
 fn lock(dir: sys::BorrowedFd<'_>) -> crate::errno::Result<()> {
     let patience = std::time::Instant::now() + LEAVING;
@@ -296,12 +311,15 @@ impl Writable {
         let fail = |reason: &dyn std::fmt::Display| SetupError::path("workdir", &paths.work, reason);
         let dir = sys::open_dir(work_root.as_fd(), OsStr::new("work")).map_err(|errno| fail(&errno))?;
         // Its own lock, besides the one on its parent: the parent's descriptor is let go.
-        lock(dir.as_fd()).map_err(|_| fail(&"is in use by another mount"))?;
+        lock(dir.as_fd()).map_err(|errno| match errno {
+            Errno::EAGAIN => fail(&"is in use by another mount"),
+            Errno::EBADF => fail(&"its directory work cannot be read: permission denied"),
+            errno => fail(&errno),
+        })?;
         let work = WorkDir::new(dir);
-        let incompatible = At::Name(work.fd(), OsStr::new("incompat"));
-        if sys::stat(incompatible).is_ok() {
+        if is_incompatible(&work).map_err(|errno| fail(&errno))? {
             return Err(fail(
-                &"holds work/incompat: a volatile mount was not unmounted cleanly; remove workdir and upperdir, or that directory if what is in upperdir is still wanted",
+                &"was used by a volatile mount: after a crash remove upperdir and workdir; else remove work/incompat/volatile in it",
             ));
         }
         work.clear().map_err(|errno| fail(&format_args!("cannot be cleared: {errno}")))?;

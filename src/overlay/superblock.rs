@@ -15,14 +15,13 @@ use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
 use super::readdir::Listings;
 use super::table::Table;
-use super::watch::Watcher;
+use super::watch::{Listener, Watcher};
 use super::workdir::WorkDir;
 use super::xattr::Namespace;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, FsStat, Kind, Stat};
 
 /// A union of layers, ready to answer.
-#[derive(Debug)]
 pub struct Overlay {
     pub(super) layers: Layers,
     /// The work directory; `None` in a union without upper.
@@ -50,6 +49,8 @@ pub struct Overlay {
     /// Held for writing while a directory is renamed, for reading while directories are opened from the root down.
     /// Lock order: after `names` and the `state` of files, before the `state` of directories.
     pub(super) renaming: RwLock<()>,
+    /// Who is told of changes; set once watching has begun.
+    pub(super) listener: OnceLock<Arc<dyn Listener>>,
     /// Set once watching has begun.
     pub(super) watcher: OnceLock<Watcher>,
 }
@@ -65,6 +66,19 @@ pub struct Caller {
     pub pid: u32,
     /// The umask, for what the caller makes.
     pub umask: u32,
+}
+
+impl Caller {
+    /// Whether the caller is in a group. The supplementary groups are looked up where it runs; who cannot be found has
+    /// none.
+    pub(super) fn is_in_group(&self, gid: u32) -> bool {
+        if self.gid == gid || self.uid == 0 {
+            return true;
+        }
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return false };
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+        groups.split_whitespace().any(|group| group.parse() == Ok(gid))
+    }
 }
 
 /// What a lookup or a creation returns.
@@ -87,6 +101,15 @@ pub enum Lasting {
     Name,
     /// Nobody will say when it changes.
     Neither,
+}
+
+impl std::fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Overlay")
+            .field("layers", &self.layers)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Overlay {
@@ -133,6 +156,15 @@ impl Overlay {
     pub fn statfs(&self) -> Result<FsStat> {
         let layer = self.layers.upper.as_ref().or(self.layers.lowers.first()).ok_or(Errno::EIO)?;
         sys::statfs(layer.root.as_fd())
+    }
+
+    /// The union is mounted: what is never synced is marked, and the mark refuses the upper to the next mount, as the
+    /// kernel's does, until somebody who knows better removes it.
+    pub fn begin(&self) -> Result<()> {
+        let Some(work) = self.work.as_ref().filter(|_| self.fsync == Fsync::Volatile) else { return Ok(()) };
+        sys::mkdir(work.fd(), OsStr::new("incompat"), 0o755)?;
+        let incompat = sys::open_dir(work.fd(), OsStr::new("incompat"))?;
+        sys::mkdir(incompat.as_fd(), OsStr::new("volatile"), 0o755)
     }
 
     /// The file system is unmounted: others may have the layers from now on, even before the process has ended.
@@ -224,7 +256,7 @@ impl Overlay {
 
     /// What callers see of a real object's attributes.
     pub(super) fn shown(&self, node: &Node, mut stat: Stat) -> Stat {
-        stat.ino = node.ino;
+        stat.ino = node.ino();
         if stat.kind() != Kind::Dir && stat.nlink > 0 && node.is_nameless_lower() {
             // Its name is hidden by a whiteout; the lower layer keeps it.
             stat.nlink = 0;

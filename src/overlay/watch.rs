@@ -28,11 +28,20 @@ use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Happening, Inotify, Kind, Stat, WatchId};
 
 /// Where notices go: who remembers what the union said.
-pub trait Listener: Send {
+pub trait Listener: Send + Sync {
     /// Whatever was said of this name in this directory holds no longer.
     fn name_changed(&self, parent: NodeId, name: &OsStr);
     /// Whatever was said of the object's attributes and contents holds no longer; of a directory, its listing.
     fn object_changed(&self, node: NodeId);
+    /// Whatever was said of the object's attributes holds no longer. May be called while a request is answered.
+    fn attributes_changed(&self, node: NodeId);
+}
+
+/// Whether a copy-up changed the inode number that callers see.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Number {
+    Kept,
+    Changed,
 }
 
 /// How long events are gathered before they are looked at, so that many about one name become one.
@@ -170,11 +179,12 @@ impl Overlay {
     /// # Errors
     /// When there is somebody who watches already, or no thread can be started.
     pub fn watch(self: &Arc<Overlay>, listener: impl Listener + 'static) -> Result<()> {
-        if self.watcher.set(Watcher::new()).is_err() {
+        let listener: Arc<dyn Listener> = Arc::new(listener);
+        if self.listener.set(listener.clone()).is_err() || self.watcher.set(Watcher::new()).is_err() {
             return Err(Errno::EBUSY);
         }
         let overlay = Arc::downgrade(self);
-        std::thread::Builder::new().name("plyfs-watch".into()).spawn(move || follow(&overlay, &listener))?;
+        std::thread::Builder::new().name("plyfs-watch".into()).spawn(move || follow(&overlay, &*listener))?;
         Ok(())
     }
 
@@ -229,6 +239,16 @@ impl Overlay {
     pub(super) fn note_removed(&self, parent: &Node, name: &OsStr) {
         if let Some(watcher) = self.watcher.get() {
             watcher.note_removed(parent.id, name);
+        }
+    }
+
+    /// An object was copied up: of its attributes some are the copy's now.
+    pub(super) fn note_copy_up(&self, node: &Node, parent: &Node, number: Number) {
+        let Some(listener) = self.listener.get() else { return };
+        listener.attributes_changed(node.id);
+        if number == Number::Changed {
+            // The listing tells the old one.
+            listener.object_changed(parent.id);
         }
     }
 

@@ -110,6 +110,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
         return Ok(CopyEffort::Cloned);
     }
     let mut offset = 0;
+    let mut end = 0;
     while offset < size {
         let data = match fs::seek(from, SeekFrom::Data(offset)) {
             Ok(data) => data,
@@ -124,8 +125,12 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
         let hole = fs::seek(from, SeekFrom::Hole(data)).unwrap_or(size).min(size);
         copy_bytes(from, to, data, hole)?;
         offset = hole;
+        end = hole;
     }
-    truncate(to, size)?;
+    if end < size {
+        // The file ends in a hole.
+        truncate(to, size)?;
+    }
     Ok(CopyEffort::Copied)
 }
 

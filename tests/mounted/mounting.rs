@@ -157,3 +157,20 @@ fn an_upper_of_plyfs_mounts_under_the_kernel_and_back() {
     assert_eq!(theirs, ours);
     assert_eq!(sh(layers.mount().root(), show), ours);
 }
+
+#[test]
+fn a_volatile_upper_is_refused_until_its_mark_is_removed() {
+    let layers = Layers::new(1);
+    let options = format!("{},volatile", layers.options());
+    let target = layers.merged("");
+    let union = layers.mount_with(&options, &target);
+    write(union.merged("new"), "data");
+    let layers = union.unmount();
+    let mark = layers.root().join("work/work/incompat/volatile");
+    assert!(mark.is_dir(), "{}", mark.display());
+    let refused = mount_command(layers.root(), &layers.options(), &target).output().unwrap();
+    assert!(!refused.status.success());
+    fs::remove_dir(&mark).unwrap();
+    let union = layers.mount();
+    assert_eq!(fs::read(union.merged("new")).unwrap(), b"data");
+}

@@ -1,0 +1,216 @@
+//! Many runs: which seeds, how long, and what is said about a failure.
+//!
+//! `PLYFS_DIFF_FS` (tmpfs,ext4,xfs,btrfs), `PLYFS_DIFF_RUNS`, `PLYFS_DIFF_OPS`, `PLYFS_DIFF_SEED` (only this one),
+//! `PLYFS_DIFF_SECONDS` (stop after), `PLYFS_DIFF_SHRINK` (seconds), `PLYFS_DIFF_KEEP_GOING` (one report for each sort
+//! of difference instead of stopping at the first), `PLYFS_DIFF_KERNEL` (the kernel on both sides).
+
+use super::bench::Bench;
+use super::generate::Generator;
+use super::layers::{Rights, layer};
+use super::rng::Rng;
+use super::run::{Failure, Layers, Scenario, Source, kernel_layer, run};
+use super::shrink::shrink;
+use super::tree::Tree;
+use crate::common::backing::Kind;
+use crate::common::mounts::Maker;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// On what.
+    pub kinds: Vec<Kind>,
+    /// The seeds, in order.
+    pub seeds: Vec<u64>,
+    /// Operations in each run.
+    pub operations: usize,
+    /// Who makes the two unions.
+    pub makers: [Maker; 2],
+    /// How long altogether.
+    pub limit: Duration,
+    /// How long making a failure small may take.
+    pub patience: Duration,
+    /// Whether to go on after a failure.
+    pub keep_going: bool,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+impl Campaign {
+    /// From the environment; without it a few fixed seeds and as many fresh ones, in less than a minute.
+    pub fn from_environment() -> Campaign {
+        let kinds = std::env::var("PLYFS_DIFF_FS").unwrap_or_else(|_| "tmpfs,ext4,xfs,btrfs".to_owned());
+        let runs = number("PLYFS_DIFF_RUNS");
+        let fresh = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(1, |now| now.as_micros() as u64 % 1_000_000_000_000);
+        let seeds = match (number("PLYFS_DIFF_SEED"), runs) {
+            (Some(seed), None) => vec![seed],
+            (Some(seed), Some(runs)) => (seed..).take(runs as usize).collect(),
+            (None, Some(runs)) => (fresh..).take(runs as usize).collect(),
+            (None, None) => (1..=4).chain((fresh..).take(4)).collect(),
+        };
+        Campaign {
+            kinds: kinds.split(',').map(|name| Kind::parse(name).expect("a known file system")).collect(),
+            seeds,
+            operations: number("PLYFS_DIFF_OPS").unwrap_or(200) as usize,
+            makers: [
+                Maker::Kernel,
+                if std::env::var_os("PLYFS_DIFF_KERNEL").is_some() { Maker::Kernel } else { Maker::Plyfs },
+            ],
+            limit: Duration::from_secs(number("PLYFS_DIFF_SECONDS").unwrap_or(if runs.is_some() {
+                1 << 20
+            } else {
+                50
+            })),
+            patience: Duration::from_secs(number("PLYFS_DIFF_SHRINK").unwrap_or(30)),
+            keep_going: std::env::var_os("PLYFS_DIFF_KEEP_GOING").is_some(),
+        }
+    }
+
+    /// The same for a plain user, on the kinds that `from_environment` says.
+    pub fn for_user() -> Campaign {
+        let all = Campaign::from_environment();
+        Campaign { makers: [Maker::Plain, Maker::Plyfs], limit: all.limit / 3, ..all }
+    }
+
+    /// Runs everything as root. `Err` is the report of what differed.
+    pub fn go(&self) -> Result<(), String> {
+        let mut found = Reports::default();
+        let end = Instant::now() + self.limit;
+        for (index, kind) in self.kinds.iter().enumerate() {
+            // Every file system gets its share of the time that is left.
+            let share = end.saturating_duration_since(Instant::now()) / (self.kinds.len() - index) as u32;
+            match Bench::new(*kind) {
+                Ok(bench) => self.on(&bench, Instant::now() + share, &mut found)?,
+                Err(reason) => crate::common::skip("differential", &reason),
+            }
+        }
+        found.end(self.operations)
+    }
+
+    /// Runs everything in a directory, with the rights of whoever asks.
+    pub fn go_inside(&self, dir: &Path, name: &str) -> Result<(), String> {
+        let mut found = Reports::default();
+        self.on(&Bench::inside(dir, name), Instant::now() + self.limit, &mut found)?;
+        found.end(self.operations)
+    }
+
+    fn on(&self, bench: &Bench, stop: Instant, found: &mut Reports) -> Result<(), String> {
+        for seed in &self.seeds {
+            if Instant::now() > stop {
+                break;
+            }
+            found.runs += 1;
+            let rights = if self.makers[0] == Maker::Plain { Rights::User } else { Rights::Root };
+            let scenario = scenario(bench, *seed, self.makers);
+            let generator = Box::new(Generator::new(seed.wrapping_mul(31), rights));
+            let Err(failure) = run(bench, &scenario, Source::Random { generator, count: self.operations }) else {
+                continue;
+            };
+            let known = found.sorts.entry(failure.sort.clone()).or_default();
+            *known += 1;
+            if *known == 1 {
+                let report = self.report(bench, *seed, &scenario, failure);
+                eprintln!("{report}");
+                if !self.keep_going {
+                    return Err(report);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, bench: &Bench, seed: u64, scenario: &Scenario, failure: Failure) -> String {
+        let first = failure.calls.len();
+        let (scenario, failure) = shrink(bench, scenario, failure, self.patience);
+        let mut text = format!("\n=== {} (PLYFS_DIFF_FS={} PLYFS_DIFF_SEED={seed}", failure.sort, bench.name());
+        text += &format!(" PLYFS_DIFF_OPS={}; operation {first})\n", self.operations);
+        let Scenario { umask, spread, names, .. } = &scenario;
+        text += &format!(
+            "umask {umask:03o}{}{}",
+            if scenario.settle { ", copy-up at open" } else { "" },
+            if *spread { ", lowers on two file systems" } else { "" }
+        );
+        text +=
+            &format!("{}\n", if names.contains(&true) { format!(", .wh. names in {names:?}") } else { String::new() });
+        text += &format!("upper:\n{:?}", scenario.layers.upper);
+        for (index, tree) in scenario.layers.lowers.iter().enumerate() {
+            text += &format!("lower {index}:\n{tree:?}");
+        }
+        text += "operations:\n";
+        for call in &failure.calls {
+            text += &format!("    {:?} {:?}\n", call.caller, call.op);
+        }
+        text += "difference:\n";
+        for line in &failure.lines {
+            text += &format!("    {line}\n");
+        }
+        text
+    }
+}
+
+/// How many runs there were and what they found.
+#[derive(Default)]
+struct Reports {
+    runs: usize,
+    sorts: BTreeMap<String, usize>,
+}
+
+impl Reports {
+    fn end(self, operations: usize) -> Result<(), String> {
+        eprintln!("differential: {} runs of {operations} operations", self.runs);
+        if self.sorts.is_empty() {
+            return Ok(());
+        }
+        let mut counts: Vec<(usize, String)> = self.sorts.into_iter().map(|(sort, count)| (count, sort)).collect();
+        counts.sort_by(|a, b| b.cmp(a));
+        Err(counts.into_iter().map(|(count, sort)| format!("{count:5} x {sort}\n")).collect())
+    }
+}
+
+/// The scenario that a seed stands for on a bench.
+pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2]) -> Scenario {
+    let mut rng = Rng::new(seed);
+    let plain = makers[0] == Maker::Plain;
+    let rights = if plain { Rights::User } else { Rights::Root };
+    let mut lowers: Vec<Tree> = Vec::new();
+    for _ in 0..=rng.below(4) {
+        let next = next_layer(bench, &mut rng, &lowers, rights);
+        lowers.insert(0, next);
+    }
+    let upper = if rng.chance(40) { Tree::empty() } else { next_layer(bench, &mut rng, &lowers, rights) };
+    let settle = makers[1] == Maker::Kernel || rng.chance(40);
+    let mut upper = upper;
+    if !settle {
+        // What a copy-up does to lower hard links shows at open to the kernel's callers and at first write to ours.
+        lowers.iter_mut().chain([&mut upper]).for_each(Tree::separate_links);
+    }
+    let with_names = makers[1] == Maker::Plyfs && rng.chance(30);
+    Scenario {
+        makers,
+        names: lowers.iter().map(|_| with_names && rng.chance(70)).collect(),
+        spread: !plain && rng.chance(15),
+        umask: *rng.pick(&[0o022, 0o022, 0, 0o077]),
+        every: *rng.pick(&[0, 10, 50]),
+        layers: Layers { lowers, upper },
+        settle,
+        numbers: bench.name() == "tmpfs" && makers[1] == Maker::Plyfs,
+        fault: None,
+    }
+}
+
+/// A layer on top of `below`: a random one, or one that the kernel wrote.
+fn next_layer(bench: &Bench, rng: &mut Rng, below: &[Tree], rights: Rights) -> Tree {
+    let refs: Vec<&Tree> = below.iter().collect();
+    if rights == Rights::Root && !below.is_empty() && rng.chance(40) {
+        let (seed, count) = (rng.bits(), 20 + rng.below(60) as usize);
+        return kernel_layer(bench, below.to_vec(), seed, count);
+    }
+    let entries = 4 + rng.below(30);
+    layer(rng, &refs, rights, entries)
+}

@@ -1,0 +1,100 @@
+//! The differences from the kernel's overlay that are deliberate or that FUSE does not allow to close, by name.
+//!
+//! Each needs a row in the README's "Differences from the kernel". What is not named here is a bug.
+
+use super::exec::{Outcome, Value};
+use super::op::Op;
+use super::view::{Entry, Order, Terms};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+/// A difference in a field of a name.
+pub struct Finding<'a> {
+    /// Which field.
+    pub field: &'a str,
+    /// On the kernel's side, or the model's.
+    pub a: &'a Entry,
+    /// On ours.
+    pub b: &'a Entry,
+    /// What the two have in common.
+    pub terms: Terms,
+}
+
+/// A difference that is no bug.
+pub struct Exception {
+    /// What to call it, and why it is no bug.
+    pub reason: &'static str,
+    applies: fn(&Finding<'_>) -> bool,
+}
+
+/// Differences between trees that are no bugs.
+pub const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        reason: "copy-up at the first write: the kernel copies up at open, and the parents become merged (nlink 1) then",
+        applies: |finding| {
+            let merged = |entry: &Entry| entry.kind == FileType::Directory && entry.nlink == 1;
+            finding.field == "nlink" && !finding.terms.settled && (merged(finding.a) || merged(finding.b))
+        },
+    },
+    Exception {
+        reason: "sparse files stay as sparse as they are: the kernel fills holes within a mebibyte of data at copy-up",
+        applies: |finding| {
+            finding.field == "holes"
+                && (finding.terms.order == Order::Either
+                    || within(&finding.b.fields["holes"], &finding.a.fields["holes"]))
+        },
+    },
+    Exception {
+        reason: "a plain directory as model: it counts its subdirectories and notes when it was read; holes are its own",
+        applies: |finding| {
+            let of_dir = finding.field == "nlink" && finding.a.kind == FileType::Directory;
+            finding.terms.plain && (of_dir || finding.field == "atime" || finding.field == "holes")
+        },
+    },
+];
+
+/// What the generator leaves out, and why.
+pub const NOT_GENERATED: &[(&str, &str)] = &[
+    ("O_TMPFILE", "the FUSE library hands no TMPFILE request on"),
+    ("fallocate COLLAPSE_RANGE, INSERT_RANGE", "the kernel's FUSE client refuses them before asking us"),
+    ("user.overlay.* attributes", "both namespaces are private to us on reading, one only to the kernel"),
+    (".wh.* names", "they are whiteouts to us and plain names to the kernel"),
+    ("mmap of a descriptor opened before a copy-up", "the kernel's overlay goes on showing the lower file's pages"),
+    ("truncate(2) to the size that a file has", "FUSE does not tell it from ftruncate(2), which sets mtime even then"),
+    ("a plain user's directories without own rwx", "the server runs as that user and cannot enter them either"),
+    ("lower hard links without settling", "what becomes of them shows at open there and at the first write here"),
+];
+
+/// Whether a difference is one of the exceptions.
+pub fn excused(finding: &Finding<'_>) -> bool {
+    EXCEPTIONS.iter().any(|exception| (exception.applies)(finding))
+}
+
+/// Whether two answers that are not equal are as good as each other.
+pub fn tolerated(op: &Op, a: &Outcome, b: &Outcome) -> bool {
+    match (op, a, b) {
+        // POSIX allows both for a target that is not empty; the kernel's overlay passes on what the upper layer says.
+        (Op::Rename { .. } | Op::Rmdir { .. }, Err(Errno::EXIST), Err(Errno::NOTEMPTY)) => true,
+        // A lower file that was removed while open: the kernel still shows the lower layer's count, we show none.
+        (Op::Fstat { .. }, Ok(Value::Lines(a)), Ok(Value::Lines(b))) => {
+            let without = |lines: &[String]| lines.concat().replace("nlink 1 ", "nlink 0 ");
+            b.concat().contains("nlink 0 ") && without(a) == without(b)
+        }
+        _ => false,
+    }
+}
+
+/// Whether no more than a few pages of data in `inner` (`start..end` and blanks) lie outside of `outer`: file systems
+/// allocate ahead as they like.
+fn within(inner: &str, outer: &str) -> bool {
+    const AHEAD: u64 = 64 << 10;
+    let pieces = |text: &str| -> Vec<(u64, u64)> {
+        let ends = text.split(' ').filter_map(|piece| piece.split_once(".."));
+        ends.filter_map(|(start, end)| Some((start.parse().ok()?, end.parse().ok()?))).collect()
+    };
+    let outer = pieces(outer);
+    let covered = |start: u64, end: u64| -> u64 {
+        outer.iter().map(|(from, to)| end.min(*to).saturating_sub(start.max(*from))).sum()
+    };
+    pieces(inner).iter().map(|(start, end)| end - start - covered(*start, *end)).sum::<u64>() <= AHEAD
+}

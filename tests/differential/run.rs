@@ -1,0 +1,343 @@
+//! One run: layers in two places, a union on each, the same operations on both, and every answer compared; then each
+//! implementation mounts the upper layer that the other wrote.
+
+use super::bench::{Bench, Place};
+use super::exceptions::tolerated;
+use super::exec::{Outcome, exec, name_of};
+use super::generate::{Generator, Scene};
+use super::layers::{Rights, flatten};
+use super::op::{Call, Op};
+use super::path::{P, join, p};
+use super::side::Side;
+use super::tree::{Marks, Tree};
+use super::view::{Mismatch, Order, Terms, View, compare, compare_numbers, look};
+use super::watch::Watch;
+use crate::common::mounts::{Maker, Mounted, Stack};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, openat};
+use rustix::io::Errno;
+use std::mem::MaybeUninit;
+
+/// The layers of a union.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// The topmost first.
+    pub lowers: Vec<Tree>,
+    /// The writable one.
+    pub upper: Tree,
+}
+
+/// Something wrong that is done to side B on purpose, to see that it is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The mode of one name is another.
+    Mode,
+    /// One operation is left out.
+    LostOperation(usize),
+}
+
+/// Everything that a run depends on, but for its operations.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Who makes the two unions.
+    pub makers: [Maker; 2],
+    /// The layers.
+    pub layers: Layers,
+    /// Which lower layers have `.wh.` names on side B.
+    pub names: Vec<bool>,
+    /// Whether every second lower layer is on another file system.
+    pub spread: bool,
+    /// The callers' umask.
+    pub umask: u32,
+    /// After how many operations the trees are compared, besides the end.
+    pub every: usize,
+    /// Whether everything that is opened for writing is copied up at once on both sides.
+    pub settle: bool,
+    /// Whether inode numbers are never used again there, so that constant ones can be asked for.
+    pub numbers: bool,
+    /// What is broken on purpose.
+    pub fault: Option<Fault>,
+}
+
+/// Where the operations come from.
+pub enum Source {
+    /// Chosen as the run goes on.
+    Random {
+        /// Who chooses.
+        generator: Box<Generator>,
+        /// How many.
+        count: usize,
+    },
+    /// Known.
+    Recorded(Vec<Call>),
+}
+
+/// A difference.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The operations up to it.
+    pub calls: Vec<Call>,
+    /// What sort of difference it is; equal for equal causes, more or less.
+    pub sort: String,
+    /// The details.
+    pub lines: Vec<String>,
+}
+
+/// Two mounted unions.
+struct Pair {
+    sides: [Side; 2],
+    mounts: [Mounted; 2],
+}
+
+/// Runs a scenario. `Err` is a difference; trouble with the machine panics.
+pub fn run(bench: &Bench, scenario: &Scenario, source: Source) -> Result<Vec<Call>, Failure> {
+    let places = [bench.place("a", scenario.spread), bench.place("b", scenario.spread)];
+    for (index, place) in places.iter().enumerate() {
+        let names = index == 1;
+        if scenario.makers[index] == Maker::Plain {
+            let layers: Vec<&Tree> = [&scenario.layers.upper].into_iter().chain(&scenario.layers.lowers).collect();
+            flatten(&layers).write(place.upper(), Marks::Kernel).expect("the model can be written");
+            continue;
+        }
+        let marks = |index: usize| {
+            if names && scenario.names.get(index) == Some(&true) { Marks::Names } else { Marks::Kernel }
+        };
+        for (index, tree) in scenario.layers.lowers.iter().enumerate() {
+            tree.write(&place.lower(index), marks(index)).expect("a layer can be written");
+        }
+        scenario.layers.upper.write(place.upper(), Marks::Kernel).expect("an upper layer can be written");
+    }
+    let before = rustix::process::umask(Mode::from_raw_mode(scenario.umask));
+    let mut calls = Vec::new();
+    let result = go(scenario, source, &places, &mut calls);
+    rustix::process::umask(before);
+    match result {
+        Ok(()) => Ok(calls),
+        Err((sort, lines)) => Err(Failure { calls, sort, lines }),
+    }
+}
+
+type Found = (String, Vec<String>);
+
+fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<Call>) -> Result<(), Found> {
+    let count = scenario.layers.lowers.len();
+    let stacks = [places[0].stack(count), places[1].stack(count)];
+    let mount = || mount_both(scenario, &stacks, places);
+    let mut pair = mount()?;
+    let mut watch = Watch::new(&pair.mounts);
+    let mut last: Option<[View; 2]> = None;
+    let (mut generator, count, recorded) = match source {
+        Source::Random { generator, count } => (Some(generator), count, Vec::new()),
+        Source::Recorded(recorded) => (None, recorded.len(), recorded),
+    };
+    for step in 0..count {
+        let call = match &mut generator {
+            Some(generator) => generator.next(&scene(&pair.sides[0])),
+            None => recorded[step].clone(),
+        };
+        calls.push(call.clone());
+        watch.rest();
+        if matches!(call.op, Op::Remount) {
+            drop(watch);
+            pair.unmount()?;
+            pair = mount()?;
+            watch = Watch::new(&pair.mounts);
+            continue;
+        }
+        let [a, b] = both(scenario, &mut pair.sides, &call, step);
+        let sort = format!("{}: A {}, B {}", call.op.name(), class(&a), class(&b));
+        if a != b && !tolerated(&call.op, &a, &b) && !is_ignored(&sort) {
+            let hint = watch.verdict();
+            return Err((
+                sort,
+                vec![format!("{call:?}"), format!("A: {}", tell(&a)), format!("B: {}{hint}", tell(&b))],
+            ));
+        }
+        if scenario.every > 0 && step % scenario.every == scenario.every - 1 {
+            last = Some(compare_views(&pair.sides, last, scenario, "")?);
+        }
+    }
+    if scenario.fault == Some(Fault::Mode) {
+        let wrong = Call { caller: crate::common::caller::Caller::Owner, op: Op::Chmod { path: p(b""), mode: 0o741 } };
+        exec(&mut pair.sides[1], &wrong).expect("the root's mode can be changed");
+    }
+    let ends = compare_views(&pair.sides, last, scenario, "")?;
+    drop(watch);
+    pair.unmount()?;
+    cross(scenario, &stacks, places, ends)
+}
+
+/// The same on both sides. What a union refuses (to rename a directory that is not all in its upper layer) the plain
+/// directory is not asked for.
+fn both(scenario: &Scenario, sides: &mut [Side; 2], call: &Call, step: usize) -> [Outcome; 2] {
+    let [side_a, side_b] = sides;
+    if scenario.makers[0] == Maker::Plain {
+        let b = exec(side_b, call);
+        let refused = matches!(call.op, Op::Rename { .. }) && b == Err(Errno::XDEV);
+        let a = if refused { b.clone() } else { exec(side_a, call) };
+        return [a, b];
+    }
+    let a = exec(side_a, call);
+    let b = if scenario.fault == Some(Fault::LostOperation(step)) { a.clone() } else { exec(side_b, call) };
+    [a, b]
+}
+
+/// Each implementation mounts what the other wrote. The kernel does not know `.wh.` names: it gets its own lower layers.
+fn cross(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2], ends: [View; 2]) -> Result<(), Found> {
+    if scenario.makers[0] == Maker::Plain {
+        let pair = mount_both(scenario, stacks, places)?;
+        let watch = Watch::new(&pair.mounts);
+        compare_views(&pair.sides, None, scenario, "mounted anew: ")?;
+        drop(watch);
+        return pair.unmount();
+    }
+    let crossed = [
+        Stack {
+            upper: stacks[1].upper.clone(),
+            work: stacks[1].work.clone(),
+            lowers: stacks[if scenario.names.contains(&true) { 0 } else { 1 }].lowers.clone(),
+        },
+        Stack { lowers: stacks[0].lowers.clone(), ..stacks[0].clone() },
+    ];
+    let pair = mount_both(scenario, &crossed, places).map_err(|(sort, lines)| (format!("crossed: {sort}"), lines))?;
+    let watch = Watch::new(&pair.mounts);
+    let [a, b] = compare_views(&pair.sides, None, scenario, "crossed: ")?;
+    let [end_a, _] = ends;
+    let terms = Terms { order: Order::Either, settled: scenario.settle, plain: false };
+    report(compare(&end_a, &b, terms), "after crossing: ")?;
+    drop(a);
+    drop(watch);
+    pair.unmount()
+}
+
+fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> Result<Pair, Found> {
+    let one = |index: usize| {
+        Mounted::new(scenario.makers[index], &stacks[index], places[index].point(), "")
+            .map_err(|error| (format!("mount: {:?}", scenario.makers[index]), vec![error]))
+    };
+    let mounts = [one(0)?, one(1)?];
+    let side = |mounted: &Mounted| {
+        Side::new(mounted.point(), scenario.settle).map_err(|errno| ("mount: root".to_owned(), vec![errno.to_string()]))
+    };
+    Ok(Pair { sides: [side(&mounts[0])?, side(&mounts[1])?], mounts })
+}
+
+impl Pair {
+    fn unmount(self) -> Result<(), Found> {
+        drop(self.sides);
+        for mounted in self.mounts {
+            mounted.unmount().map_err(|error| ("unmount".to_owned(), vec![error]))?;
+        }
+        Ok(())
+    }
+}
+
+fn compare_views(
+    sides: &[Side; 2],
+    last: Option<[View; 2]>,
+    scenario: &Scenario,
+    when: &str,
+) -> Result<[View; 2], Found> {
+    let see = |side: &Side| look(side).map_err(|errno| (format!("{when}look"), vec![errno.to_string()]));
+    let views = [see(&sides[0])?, see(&sides[1])?];
+    let kernel_first = if when.is_empty() { Order::KernelFirst } else { Order::Either };
+    let terms = Terms { order: kernel_first, settled: scenario.settle, plain: scenario.makers[0] == Maker::Plain };
+    report(compare(&views[0], &views[1], terms), when)?;
+    if scenario.makers[1] == Maker::Plyfs && !views[1].faults.is_empty() {
+        let sort = views[1].faults[0]
+            .split([':', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
+            .nth(1)
+            .unwrap_or_default();
+        return Err((format!("{when}B alone:{sort}"), views[1].faults.clone()));
+    }
+    if let (Some([a, b]), true) = (last, scenario.numbers) {
+        // A plain user can leave no mark on a symbolic link or a pipe that tells which number it had before a copy-up.
+        let all = [FileType::RegularFile, FileType::Directory, FileType::Symlink, FileType::Fifo, FileType::Socket];
+        let kinds = if scenario.makers[0] == Maker::Plain { &all[..2] } else { &all[..] };
+        report(compare_numbers((&a, &views[0]), (&b, &views[1]), kinds), when)?;
+    }
+    Ok(views)
+}
+
+fn report(mut found: Vec<Mismatch>, when: &str) -> Result<(), Found> {
+    found.retain(|mismatch| !is_ignored(&format!("{when}tree: {}", mismatch.sort)));
+    match found.first() {
+        None => Ok(()),
+        Some(first) => {
+            let sort = format!("{when}tree: {}", first.sort);
+            Err((sort, found.into_iter().take(20).map(|mismatch| mismatch.text).collect()))
+        }
+    }
+}
+
+/// Sorts of difference that `PLYFS_DIFF_IGNORE` names (`;` between them), to look for others while these are known.
+fn is_ignored(sort: &str) -> bool {
+    let ignored = std::env::var("PLYFS_DIFF_IGNORE").unwrap_or_default();
+    ignored.split(';').any(|start| !start.is_empty() && sort.starts_with(start))
+}
+
+fn class(outcome: &Outcome) -> String {
+    match outcome {
+        Ok(_) => "ok".to_owned(),
+        Err(errno) => name_of(*errno),
+    }
+}
+
+fn tell(outcome: &Outcome) -> String {
+    match outcome {
+        Ok(value) => format!("{value:?}"),
+        Err(errno) => name_of(*errno),
+    }
+}
+
+/// What is there, for the generator: names and types, without asking more.
+pub fn scene(side: &Side) -> Scene {
+    let mut scene = vec![(p(b""), FileType::Directory)];
+    let mut next = 0;
+    while next < scene.len() {
+        let (path, kind) = scene[next].clone();
+        next += 1;
+        if kind == FileType::Directory {
+            scene.extend(children(side, &path).unwrap_or_default());
+        }
+    }
+    scene.sort_by(|a, b| a.0.cmp(&b.0));
+    scene
+}
+
+fn children(side: &Side, path: &P) -> Result<Vec<(P, FileType)>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = openat(&side.root, path.as_path(), flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            found.push((join(path, name), entry.file_type()));
+        }
+    }
+    Ok(found)
+}
+
+/// A layer that the kernel's overlay wrote: random operations on `below`, and then what is in its upper layer.
+pub fn kernel_layer(bench: &Bench, below: Vec<Tree>, seed: u64, count: usize) -> Tree {
+    let place = bench.place("k", false);
+    for (index, tree) in below.iter().enumerate() {
+        tree.write(&place.lower(index), Marks::Kernel).expect("a layer can be written");
+    }
+    Tree::empty().write(place.upper(), Marks::Kernel).expect("an upper layer can be written");
+    let stack = place.stack(below.len());
+    let mounted = Mounted::new(Maker::Kernel, &stack, place.point(), "").expect("the kernel mounts its overlay");
+    let mut side = Side::new(mounted.point(), false).expect("a mount has a root");
+    let mut generator = Generator::new(seed, Rights::Root);
+    generator.remounts = 0;
+    for _ in 0..count {
+        let call = generator.next(&scene(&side));
+        // Failing is as good as succeeding here.
+        drop(exec(&mut side, &call));
+    }
+    drop(side);
+    mounted.unmount().expect("nothing is open");
+    Tree::read(place.upper()).expect("root can read everything")
+}

@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use plyfs::errno::Errno;
-use plyfs::overlay::{Privileges, Room, SetAttr};
+use plyfs::overlay::{Room, SetAttr};
 
 use crate::fixture::{Layers, union};
 use crate::vfs::{NOTHING, caller};
@@ -59,7 +59,7 @@ fn a_file_that_all_write_to_is_copied_up_once() {
             let id = u.at("d/f").unwrap();
             at_once(THREADS, |n| {
                 let mine = vec![b'0' + u8::try_from(n).unwrap(); 1000];
-                u.overlay.write(id, (n * 100_000) as u64, &mine, Privileges::Keep).unwrap();
+                u.put(id, (n * 100_000) as u64, &mine).unwrap();
                 assert_eq!(u.at("d/f").unwrap(), id);
             });
             let content = fs::read(u.upper_path("d/f")).unwrap();
@@ -190,7 +190,7 @@ fn a_copy_up_and_a_rename_of_one_file_both_happen() {
             at_once(3, |thread| match thread {
                 0 => {
                     let size = u.overlay.getattr(id).unwrap().0.size;
-                    u.overlay.write(id, size, b"+", Privileges::Keep).unwrap();
+                    u.put(id, size, b"+").unwrap();
                 }
                 1 => {
                     u.rename(format!("d/f{n}"), format!("e/g{n}")).unwrap();
@@ -218,7 +218,7 @@ fn a_copy_up_and_the_removal_of_one_file_both_happen() {
             let path = format!("d/f{n}");
             let id = u.at(&path).unwrap();
             at_once(2, |thread| match thread {
-                0 => assert_eq!(u.overlay.write(id, 0, b"written", Privileges::Keep).unwrap(), 7),
+                0 => assert_eq!(u.put(id, 0, b"written").unwrap(), 7),
                 _ => u.unlink(&path).unwrap(),
             });
             assert_eq!(u.read_node(id).unwrap(), "written");

@@ -176,7 +176,7 @@ fn a_file_without_a_name_can_be_written_read_and_named() {
     let dir = u.at("d").unwrap();
     let file = u.met(u.overlay.tmpfile(&caller(), dir, 0o600).unwrap());
     assert_eq!(file.attr.nlink, 0);
-    u.overlay.write(file.id, 0, b"hidden", plyfs::overlay::Privileges::Keep).unwrap();
+    u.put(file.id, 0, b"hidden").unwrap();
     assert_eq!(u.read_node(file.id).unwrap(), "hidden");
     u.shows("d/x = 1");
     u.met(u.overlay.link(&caller(), file.id, dir, OsStr::new("named")).unwrap());

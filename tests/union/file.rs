@@ -7,6 +7,7 @@ use plyfs::errno::Errno;
 use plyfs::overlay::Privileges;
 
 use crate::fixture::{Layers, union};
+use crate::vfs::caller;
 
 #[test]
 fn reading_neither_copies_up_nor_touches_the_lower() {
@@ -30,9 +31,9 @@ fn who_read_the_lower_reads_the_copy_after_a_write() {
     let u = union(&["f = 0123456789"]);
     let id = u.at("f").unwrap();
     assert_eq!(u.read_node(id).unwrap(), "0123456789");
-    u.overlay.write(id, 2, b"XX", Privileges::Keep).unwrap();
+    u.put(id, 2, b"XX").unwrap();
     assert_eq!(u.read_node(id).unwrap(), "01XX456789");
-    u.overlay.write(id, 12, b"end", Privileges::Keep).unwrap();
+    u.put(id, 12, b"end").unwrap();
     assert_eq!(u.read_node(id).unwrap(), "01XX456789\0\0end");
     assert_eq!(fs::read_to_string(u.lower(1, "f")).unwrap(), "0123456789");
 }
@@ -42,8 +43,8 @@ fn only_files_have_contents() {
     let u = union(&["d/x = 1\n l -> x"]);
     let (dir, link) = (u.at("d").unwrap(), u.at("l").unwrap());
     assert_eq!(u.overlay.read(dir, 0, &mut [0; 1]), Err(Errno::EISDIR));
-    assert_eq!(u.overlay.write(dir, 0, b"x", Privileges::Keep), Err(Errno::EISDIR));
-    assert_eq!(u.overlay.write(link, 0, b"x", Privileges::Keep), Err(Errno::EINVAL));
+    assert_eq!(u.put(dir, 0, b"x"), Err(Errno::EISDIR));
+    assert_eq!(u.put(link, 0, b"x"), Err(Errno::EINVAL));
     assert_eq!(u.overlay.readlink(dir).err(), Some(Errno::EINVAL));
     u.upper_holds("");
 }
@@ -67,11 +68,11 @@ fn syncing_what_was_never_written_does_nothing() {
 fn space_is_reserved_and_punched_in_the_copy() {
     let u = union(&["f = 0123456789"]);
     let id = u.at("f").unwrap();
-    u.overlay.fallocate(id, 0, 0, 20, Privileges::Keep).unwrap();
+    u.overlay.fallocate(&caller(), id, 0, 0, 20, Privileges::Keep).unwrap();
     assert_eq!(u.stat("f").unwrap().size, 20);
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    u.overlay.fallocate(id, punch, 2, 3, Privileges::Keep).unwrap();
-    assert!(u.read_node(id).unwrap().starts_with("01\0\0\056789"));
+    u.overlay.fallocate(&caller(), id, punch, 2, 3, Privileges::Keep).unwrap();
+    assert!(u.read_node(id).unwrap().starts_with("01\x00\x00\x0056789"));
     assert_eq!(fs::read_to_string(u.lower(1, "f")).unwrap(), "0123456789");
 }
 
@@ -110,7 +111,7 @@ fn many_small_writes_after_a_copy_up_all_arrive() {
     for n in 0..5000_usize {
         at = (at * 1_103_515_245 + 12_345) % 990_000;
         let page = vec![u8::try_from(n % 256).unwrap(); 1 + n % 4096];
-        u.overlay.write(id, at as u64, &page, Privileges::Keep).unwrap();
+        u.put(id, at as u64, &page).unwrap();
         let end = at + page.len();
         expected[at..end].copy_from_slice(&page);
         if n % 100 == 0 {

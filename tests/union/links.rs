@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use plyfs::errno::Errno;
-use plyfs::overlay::Privileges;
 
 use crate::fixture::{Layers, mark, union};
 
@@ -41,11 +40,11 @@ fn names_of_a_lower_inode_are_two_nodes_that_part_on_copy_up() {
     let (a, b) = (u.at("a").unwrap(), u.at("b").unwrap());
     assert_ne!(a, b);
     assert_eq!(u.stat("a").unwrap().nlink, 2);
-    u.overlay.write(a, 0, b"A", Privileges::Keep).unwrap();
+    u.put(a, 0, b"A").unwrap();
     u.upper_holds("a = A");
     assert_eq!((u.read_node(a).unwrap(), u.read_node(b).unwrap()), ("A".to_owned(), "1".to_owned()));
     assert_eq!((u.at("a").unwrap(), u.at("b").unwrap()), (a, b));
-    u.overlay.write(b, 0, b"B", Privileges::Keep).unwrap();
+    u.put(b, 0, b"B").unwrap();
     u.upper_holds("a = A\n b = B");
     assert_eq!(fs::read_to_string(u.lower(1, "a")).unwrap(), "1");
 }
@@ -58,7 +57,7 @@ fn a_link_goes_when_its_last_name_goes() {
     u.unlink("b").unwrap();
     assert_eq!(u.overlay.getattr(id).unwrap().0.nlink, 1);
     assert_eq!(u.read_node(id).unwrap(), "text");
-    u.overlay.write(id, 0, b"T", Privileges::Keep).unwrap();
+    u.put(id, 0, b"T").unwrap();
     assert_eq!((u.read("a").unwrap(), u.at("a").unwrap()), ("Text".to_owned(), id));
     u.unlink("a").unwrap();
     assert_eq!(u.overlay.getattr(id).unwrap().0.nlink, 0);

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use plyfs::errno::Errno;
-use plyfs::overlay::Privileges;
 
 use crate::fixture::{Layers, union};
 
@@ -128,7 +127,7 @@ fn an_unlinked_node_goes_on_living_while_it_is_known() {
     }
     // Written to: the lower one is copied up without getting its name back.
     for id in ids {
-        u.overlay.write(id, 0, b"L", Privileges::Keep).unwrap();
+        u.put(id, 0, b"L").unwrap();
         assert!(u.read_node(id).unwrap().starts_with('L'));
     }
     u.upper_holds("!copied\n !low");

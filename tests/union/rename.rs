@@ -1,7 +1,7 @@
 //! Renames: of every kind, over every kind, and what they leave in the upper.
 
 use plyfs::errno::Errno;
-use plyfs::overlay::Rename::{Exchange, NoReplace};
+use plyfs::overlay::Rename::{Exchange, NoReplace, Replace};
 
 use crate::fixture::{Layers, mark, union};
 
@@ -197,10 +197,10 @@ fn a_directory_cannot_take_the_place_of_one_above_it() {
         for dir in ["d", "d/e", "d/e/f"] {
             u.mkdir(dir).unwrap();
         }
-        assert_eq!(u.rename("d/e", "d"), Err(Errno::ENOTEMPTY));
-        assert_eq!(u.rename("d/e/f", "d"), Err(Errno::ENOTEMPTY));
-        assert_eq!(u.rename_how("d/e", "d", Exchange), Err(Errno::EINVAL));
-        assert_eq!(u.rename_how("d", "d/e", Exchange), Err(Errno::EINVAL));
+        assert_eq!(u.rename_unchecked("d/e", "d", Replace), Err(Errno::ENOTEMPTY));
+        assert_eq!(u.rename_unchecked("d/e/f", "d", Replace), Err(Errno::ENOTEMPTY));
+        assert_eq!(u.rename_unchecked("d/e", "d", Exchange), Err(Errno::EINVAL));
+        assert_eq!(u.rename_unchecked("d", "d/e", Exchange), Err(Errno::EINVAL));
         u.shows("d/e/f/\n x = 1");
     });
 }
@@ -212,7 +212,7 @@ fn a_directory_that_cannot_go_below_itself_destroys_nothing_there() {
     u.mkdir("gone").unwrap();
     u.mkdir("gone/in").unwrap();
     // The lower has the old name, so a whiteout is to stay behind: more than one step on some file systems.
-    assert_eq!(u.rename("gone", "gone/in"), Err(Errno::EINVAL));
+    assert_eq!(u.rename_unchecked("gone", "gone/in", Replace), Err(Errno::EINVAL));
     u.shows("gone/in/");
 }
 
@@ -254,7 +254,7 @@ fn the_nodes_below_a_moved_directory_are_found_again() {
     u.rename("a", "z").unwrap();
     u.rename("z/b", "y").unwrap();
     assert_eq!(u.read_node(file).unwrap(), "deep");
-    u.overlay.write(file, 0, b"D", plyfs::overlay::Privileges::Keep).unwrap();
+    u.put(file, 0, b"D").unwrap();
     assert_eq!(u.at("y/c/f").unwrap(), file);
     u.shows("x = 1\n y/c/f = Deep\n z/");
 }

@@ -140,7 +140,7 @@ fn directories_are_renamed_while_others_work_below_them() {
                 let (caller, name) = (caller(), format!("f{thread}-{n}"));
                 let made = u.overlay.mknod(&caller, below, OsStr::new(&name), libc::S_IFREG | 0o600, 0).unwrap();
                 let id = u.met(made).id;
-                u.overlay.write(id, 0, name.as_bytes(), plyfs::overlay::Privileges::Keep).unwrap();
+                u.put(id, 0, name.as_bytes()).unwrap();
                 assert_eq!(u.lookup(below, &name).unwrap().id, id);
                 assert_eq!(u.read_node(id).unwrap(), name);
                 if n % 2 == 0 {

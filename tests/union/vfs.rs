@@ -58,7 +58,11 @@ impl Union {
     }
 
     fn parent<'a>(&self, path: &'a Path) -> Result<(NodeId, &'a OsStr)> {
-        Ok((self.at(path.parent().unwrap())?, path.file_name().unwrap()))
+        let parent = self.at(path.parent().unwrap())?;
+        match self.overlay.getattr(parent)?.0.kind() {
+            Kind::Dir => Ok((parent, path.file_name().unwrap())),
+            _ => Err(Errno::ENOTDIR),
+        }
     }
 
     /// Parent and name of what is to be made: `EEXIST` if it is there, which the VFS finds out by itself.
@@ -92,9 +96,14 @@ impl Union {
     }
 
     pub fn write(&self, path: impl AsRef<Path>, offset: u64, data: &str) -> Result<()> {
-        let written = self.overlay.write(self.at(path)?, offset, data.as_bytes(), Privileges::Keep)?;
+        let written = self.put(self.at(path)?, offset, data.as_bytes())?;
         assert_eq!(written, data.len());
         Ok(())
+    }
+
+    /// Writes to a node by its number.
+    pub fn put(&self, id: NodeId, offset: u64, data: &[u8]) -> Result<usize> {
+        self.overlay.write(&caller(), id, offset, data, Privileges::Keep)
     }
 
     pub fn append(&self, path: impl AsRef<Path>, data: &str) -> Result<()> {
@@ -105,7 +114,7 @@ impl Union {
     pub fn create(&self, path: impl AsRef<Path>, content: &str) -> Result<Entry> {
         let entry = self.mknod(path, libc::S_IFREG | 0o644, 0)?;
         if !content.is_empty() {
-            self.overlay.write(entry.id, 0, content.as_bytes(), Privileges::Keep)?;
+            self.put(entry.id, 0, content.as_bytes())?;
         }
         Ok(entry)
     }
@@ -146,7 +155,26 @@ impl Union {
     }
 
     pub fn rename_how(&self, old: impl AsRef<Path>, new: impl AsRef<Path>, how: Rename) -> Result<()> {
-        self.overlay.rename(&caller(), self.parent(old.as_ref())?, self.parent(new.as_ref())?, how)
+        let (old, new) = (old.as_ref(), new.as_ref());
+        let (from, to) = (self.parent(old)?, self.parent(new)?);
+        self.lookup(from.0, from.1)?;
+        match (self.lookup(to.0, to.1), how) {
+            (Ok(_), Rename::NoReplace) => return Err(Errno::EEXIST),
+            (Err(errno), Rename::Exchange) => return Err(errno),
+            _ => {}
+        }
+        if old != new && (new.starts_with(old) || (how == Rename::Exchange && old.starts_with(new))) {
+            return Err(Errno::EINVAL);
+        }
+        if old != new && old.starts_with(new) {
+            return Err(Errno::ENOTEMPTY);
+        }
+        self.overlay.rename(&caller(), from, to, how)
+    }
+
+    /// A rename of which the VFS has checked nothing.
+    pub fn rename_unchecked(&self, old: &str, new: &str, how: Rename) -> Result<()> {
+        self.overlay.rename(&caller(), self.parent(Path::new(old))?, self.parent(Path::new(new))?, how)
     }
 
     pub fn set(&self, path: impl AsRef<Path>, set: &SetAttr) -> Result<Stat> {

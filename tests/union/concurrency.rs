@@ -15,7 +15,7 @@ use crate::vfs::{NOTHING, caller};
 
 const THREADS: usize = 8;
 
-/// Runs a test's body, and fails if it has not come to its end within a minute.
+/// Runs a test's body, and fails if it has not come to its end within three minutes.
 pub fn in_time(body: impl FnOnce() + Send + 'static) {
     let (done, ended) = channel();
     let thread = std::thread::Builder::new().name(std::thread::current().name().unwrap_or("test").to_owned());
@@ -25,7 +25,7 @@ pub fn in_time(body: impl FnOnce() + Send + 'static) {
             done.send(()).unwrap();
         })
         .unwrap();
-    match ended.recv_timeout(Duration::from_secs(60)) {
+    match ended.recv_timeout(Duration::from_secs(180)) {
         Err(RecvTimeoutError::Timeout) => panic!("a deadlock, or as good as one"),
         Ok(()) | Err(RecvTimeoutError::Disconnected) => {
             if let Err(panic) = thread.join() {

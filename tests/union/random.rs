@@ -219,7 +219,7 @@ fn the_union_is_its_model_on_known_seeds() {
         return;
     }
     in_time(|| {
-        for seed in 0..60 {
+        for seed in 0..40 {
             Run::new(seed).steps(200);
         }
     });
@@ -234,7 +234,7 @@ fn the_union_is_its_model_on_new_seeds() {
     let base = u64::try_from(now.as_nanos() % (1 << 48)).unwrap();
     println!("seeds {base} and on");
     in_time(move || {
-        for seed in base..base + 60 {
+        for seed in base..base + 40 {
             Run::new(seed).steps(200);
         }
     });

@@ -163,10 +163,13 @@ impl Union {
             (Err(errno), Rename::Exchange) => return Err(errno),
             _ => {}
         }
-        if old != new && (new.starts_with(old) || (how == Rename::Exchange && old.starts_with(new))) {
+        if old == new {
+            return Ok(());
+        }
+        if new.starts_with(old) || (how == Rename::Exchange && old.starts_with(new)) {
             return Err(Errno::EINVAL);
         }
-        if old != new && old.starts_with(new) {
+        if old.starts_with(new) {
             return Err(Errno::ENOTEMPTY);
         }
         self.overlay.rename(&caller(), from, to, how)

@@ -10,7 +10,7 @@ use plyfs::sys::{SetTime, Time};
 use crate::fixture::{Layers, union};
 use crate::need;
 use crate::support::is_root;
-use crate::vfs::NOTHING;
+use crate::vfs::{NOTHING, caller};
 
 #[test]
 fn times_are_set_to_the_nanosecond_and_left_alone_where_omitted() {
@@ -69,9 +69,9 @@ fn a_write_or_cut_by_others_takes_privileges_away() {
     u.chmod("locking", 0o6645).unwrap();
     let mode = |name: &str| u.stat(name).unwrap().mode & 0o7777;
     for name in ["w", "locking"] {
-        u.overlay.write(u.at(name).unwrap(), 0, b"x", Privileges::Kill).unwrap();
+        u.overlay.write(u.at(name).unwrap(), 0, b"x", Privileges::Kill(caller())).unwrap();
     }
-    u.set("t", &SetAttr { size: Some(0), privileges: Privileges::Kill, ..NOTHING }).unwrap();
+    u.set("t", &SetAttr { size: Some(0), privileges: Privileges::Kill(caller()), ..NOTHING }).unwrap();
     u.overlay.write(u.at("kept").unwrap(), 0, b"x", Privileges::Keep).unwrap();
     assert_eq!(mode("w"), 0o755);
     assert_eq!(mode("t"), 0o755);

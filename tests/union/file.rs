@@ -71,7 +71,7 @@ fn space_is_reserved_and_punched_in_the_copy() {
     assert_eq!(u.stat("f").unwrap().size, 20);
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     u.overlay.fallocate(id, punch, 2, 3, Privileges::Keep).unwrap();
-    assert!(u.read_node(id).unwrap().starts_with("01\0\0\056789"));
+    assert!(u.read_node(id).unwrap().starts_with("01\0\0\u{0}56789"));
     assert_eq!(fs::read_to_string(u.lower(1, "f")).unwrap(), "0123456789");
 }
 

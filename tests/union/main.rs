@@ -4,6 +4,8 @@
 //! union shows and what then lies on disk. Whatever a test does, the union has to be back at nothing but its root once all
 //! lookups are forgotten, and the work directory has to be empty: the fixture checks that at the end of each test.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity, clippy::drop_non_drop)]
+
 mod attr;
 mod concurrency;
 mod copy_up;

@@ -31,7 +31,7 @@ fn state(dir: &Path) -> Vec<(PathBuf, i64, i64)> {
 #[track_caller]
 fn refused(layers: &Layers, words: &[&str]) {
     let before = state(layers.root());
-    let message = open(layers).err().expect("the union was not refused");
+    let message = open(layers).expect_err("the union was not refused");
     for word in words {
         assert!(message.contains(word), "{message:?} does not say {word:?}");
     }

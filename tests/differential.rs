@@ -4,6 +4,9 @@
 //! `cargo test --test differential` takes less than a minute. A long run: `PLYFS_DIFF_RUNS=1000 cargo test --release
 //! --test differential -- --nocapture`; a replay: `PLYFS_DIFF_SEED=7 PLYFS_DIFF_FS=xfs`. See `campaign` for the rest.
 
+// A test ends by panicking; helpers outside of `#[test]` functions are tests all the same.
+#![allow(clippy::expect_used, clippy::panic)]
+
 mod common;
 #[path = "differential/mod.rs"]
 mod engine;

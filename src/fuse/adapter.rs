@@ -268,7 +268,7 @@ impl Adapter {
             size: has(SETATTR_SIZE).then_some(size),
             atime: time(SETATTR_ATIME, SETATTR_ATIME_NOW, atime, atime_nsec),
             mtime: time(SETATTR_MTIME, SETATTR_MTIME_NOW, mtime, mtime_nsec),
-            privileges: privileges(has(SETATTR_KILL_SUIDGID)),
+            privileges: privileges(header, has(SETATTR_KILL_SUIDGID)),
         };
         let (attr, lasting) = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
         buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));
@@ -288,8 +288,8 @@ impl Adapter {
         let (_handle, offset, size, flags) = (body.u64()?, body.u64()?, body.u32()? as usize, body.u32()?);
         let (_lock_owner, _open_flags, _padding) = (body.u64()?, body.u32()?, body.u32()?);
         let data = body.bytes(size)?;
-        let kill = privileges(flags & WRITE_KILL_SUIDGID != 0);
-        let written = self.overlay.write(&caller(header, 0), header.node, offset, data, kill)?;
+        let kill = privileges(header, flags & WRITE_KILL_SUIDGID != 0);
+        let written = self.overlay.write(header.node, offset, data, kill)?;
         buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
         buffers.out.put_u32(0);
         Ok(Answer::Out)
@@ -388,8 +388,8 @@ impl Adapter {
         match header.opcode {
             opcode::FALLOCATE => {
                 let (offset, length, mode) = (body.u64()?, body.u64()?, body.u32()?.cast_signed());
-                let kill = privileges(header.uid != 0);
-                self.overlay.fallocate(&caller(header, 0), header.node, mode, offset, length, kill)?;
+                let kill = privileges(header, header.uid != 0);
+                self.overlay.fallocate(header.node, mode, offset, length, kill)?;
             }
             opcode::LSEEK => {
                 let (offset, whence) = (body.u64()?.cast_signed(), body.u32()?.cast_signed());
@@ -431,6 +431,6 @@ fn caller(header: &Header, umask: u32) -> Caller {
     Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
 }
 
-fn privileges(kill: bool) -> Privileges {
-    if kill { Privileges::Kill } else { Privileges::Keep }
+fn privileges(header: &Header, kill: bool) -> Privileges {
+    if kill { Privileges::Kill(caller(header, 0)) } else { Privileges::Keep }
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::copy_up::Data;
+use super::file::Privileges;
 use super::node::{Node, NodeId, Place, State};
 use super::superblock::{Caller, Lasting, Overlay};
 use crate::errno::{Errno, Result};
@@ -28,7 +29,7 @@ pub struct SetAttr {
     /// Time of last change of the data.
     pub mtime: SetTime,
     /// Whether a change of size takes suid and sgid away.
-    pub privileges: super::file::Privileges,
+    pub privileges: Privileges,
 }
 
 impl SetAttr {
@@ -66,15 +67,18 @@ impl Overlay {
     pub fn setattr(&self, caller: &Caller, id: NodeId, set: &SetAttr) -> Result<(Stat, Lasting)> {
         let node = self.node(id)?;
         if let Some(size) = set.size {
-            self.set_size(caller, &node, size, set)?;
+            self.set_size(&node, size, set)?;
         }
         self.copy_up(&node)?;
         if set.uid.is_some() || set.gid.is_some() {
             self.with_real(&node, |at, _| sys::chown(at, set.uid, set.gid))?;
         }
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
-            // What a write that the kernel keeps to itself, and a change of owner to the same owner, look like.
-            self.with_real(&node, |at, _| self.kill_privileges(caller, at))?;
+            // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
+            self.with_real(&node, |at, _| {
+                let owner = sys::stat(at)?.uid;
+                if [0, owner].contains(&caller.uid) { self.kill_privileges(caller, at) } else { Ok(()) }
+            })?;
         }
         if let Some(mode) = set.mode {
             self.set_mode(&node, mode)?;
@@ -96,7 +100,7 @@ impl Overlay {
         })
     }
 
-    fn set_size(&self, caller: &Caller, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
+    fn set_size(&self, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
         match node.kind {
             Kind::File => {}
             Kind::Dir => return Err(Errno::EISDIR),
@@ -105,7 +109,7 @@ impl Overlay {
         self.copy_up_data(node, Data::First(size))?;
         let fd = self.open_writer(node)?;
         sys::truncate(fd.as_fd(), size)?;
-        if set.privileges == super::file::Privileges::Kill {
+        if let Privileges::Kill(caller) = &set.privileges {
             self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
         }
         Ok(())

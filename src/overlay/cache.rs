@@ -32,6 +32,12 @@ impl<K: Hash + Eq> FdCache<K> {
         drop(displaced);
     }
 
+    /// Closes everything that nobody is using.
+    pub fn clear(&self) {
+        let all = std::mem::replace(&mut *self.lru.lock(), LruCache::new(NonZeroUsize::MIN));
+        drop(all);
+    }
+
     pub fn remove(&self, key: &K) {
         let removed = self.lru.lock().pop(key);
         drop(removed);

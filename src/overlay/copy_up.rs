@@ -71,7 +71,7 @@ impl Overlay {
     fn copy_up_locked(&self, work: &WorkDir, node: &Arc<Node>, data: Data) -> Result<Published> {
         let (stat, layer) = self.with_real(node, |at, layer| Ok((sys::stat(at)?, layer)))?;
         let temporary = work.temporary();
-        let copy = self.build(work, node, &temporary, &stat, layer, data)?;
+        let (copy, number) = self.build(work, node, &temporary, &stat, layer, data)?;
         let Place::In { parent, name } = node.place() else {
             return self.adopt_nameless(node, &temporary, copy);
         };
@@ -79,7 +79,7 @@ impl Overlay {
             // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
-        self.publish(node, &parent, &name, temporary, (layer, stat))
+        self.publish(node, &parent, &name, temporary, (stat, number))
     }
 
     /// Makes the copy, under a temporary name. Returns it open, if it is a regular file.
@@ -91,7 +91,7 @@ impl Overlay {
         stat: &Stat,
         layer: LayerIndex,
         data: Data,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<(Option<OwnedFd>, Number)> {
         let mut copy = None;
         match node.kind {
             Kind::File => copy = Some(self.copy_file(work, node, temporary, stat, data)?),
@@ -106,11 +106,13 @@ impl Overlay {
         self.give_owner(to, stat)?;
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
+        // Before the mode, which may refuse a server that is not root.
+        let mut number = Number::Changed;
+        if self.keeps_origin(node, stat) {
+            number = self.with_real(node, |from, _| self.set_origin(node, from, to, layer))?;
+        }
         if node.kind != Kind::Symlink {
             sys::chmod(to, self.movable_mode(node.kind, stat.mode))?;
-        }
-        if self.keeps_origin(node, stat) {
-            self.with_real(node, |from, _| self.set_origin(from, to, layer))?;
         }
         sys::set_times(to, SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
         if let Some((copy, effort)) = &copy
@@ -119,7 +121,7 @@ impl Overlay {
             // Extents that are shared are on disk already, and sharing them is of one journal with the rename.
             sys::sync_all(copy.as_fd())?;
         }
-        Ok(copy.map(|(copy, _)| copy))
+        Ok((copy.map(|(copy, _)| copy), number))
     }
 
     fn copy_file(
@@ -158,7 +160,8 @@ impl Overlay {
         node.kind == Kind::Dir || stat.nlink == 1
     }
 
-    fn set_origin(&self, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<()> {
+    /// Marks a copy with where it came from. Says whether its number will be found again by that.
+    fn set_origin(&self, node: &Node, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<Number> {
         let uuid = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.uuid);
         let mark = match sys::file_handle(from) {
             Ok(handle) => Origin { uuid: uuid.unwrap_or_default(), handle }.encode().unwrap_or_default(),
@@ -166,9 +169,13 @@ impl Overlay {
             Err(_) => Vec::new(),
         };
         match self.set_mark(to, Mark::Origin, &mark) {
-            // The number may change at the next mount, but nothing is wrong.
-            Err(errno) if super::xattr::is_absent(errno) => Ok(()),
-            result => result,
+            Ok(()) if node.kind == Kind::Dir || self.origin_number(&mark) == Some(node.ino()) => Ok(Number::Kept),
+            Ok(()) => Ok(Number::Changed),
+            // A merged directory is known by its lower one.
+            Err(errno) if super::xattr::is_absent(errno) && node.kind == Kind::Dir => Ok(Number::Kept),
+            // Without privilege symlinks and special files hold no mark, in the kernel's overlay neither.
+            Err(errno) if super::xattr::is_absent(errno) => Ok(Number::Changed),
+            Err(errno) => Err(errno),
         }
     }
 
@@ -179,7 +186,7 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &Arc<OsStr>,
         temporary: Temporary<'_>,
-        (layer, wanted): (LayerIndex, Stat),
+        (wanted, number): (Stat, Number),
     ) -> Result<Published> {
         let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
         let to_dir = self.dir_fd(parent, UPPER)?;
@@ -219,11 +226,9 @@ impl Overlay {
             self.readers.remove(&node.id);
         }
         self.listings.forget(parent.id);
-        let mut number = Number::Kept;
-        if !self.keeps_origin(node, &wanted) {
+        if number == Number::Changed {
             let own = self.numbers.persistent(&self.layers, real.dev, real.ino);
             node.set_ino(own.unwrap_or_else(|| self.numbers.made_up()));
-            number = Number::Changed;
         }
         self.note_copy_up(node, parent, number);
         // The directory did not change for those who look at it through the union.
@@ -233,7 +238,6 @@ impl Overlay {
         }
         self.note_change(parent, At::Fd(to_dir.as_fd()));
         self.note_change(node, At::Name(to_dir.as_fd(), name));
-        log::debug!("copy-up of node {} from layer {layer}", node.id);
         Ok(Published::Yes)
     }
 

@@ -14,12 +14,12 @@ use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
 
 /// Whether a write also takes suid, sgid and capabilities away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Privileges {
     /// They stay.
     Keep,
-    /// They go.
-    Kill,
+    /// They go, as far as this caller has no right to keep them.
+    Kill(Caller),
 }
 
 impl Overlay {
@@ -91,19 +91,12 @@ impl Overlay {
     }
 
     /// Writes to a file, which is copied up first if it is in a lower layer. Returns how many bytes fitted.
-    pub fn write(
-        &self,
-        caller: &Caller,
-        id: NodeId,
-        offset: u64,
-        data: &[u8],
-        privileges: Privileges,
-    ) -> Result<usize> {
+    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], privileges: Privileges) -> Result<usize> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
         let written = sys::pwrite(fd.as_fd(), data, offset)?;
-        if privileges == Privileges::Kill {
-            self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
+        if let Privileges::Kill(caller) = privileges {
+            self.kill_privileges(&caller, At::Fd(fd.as_fd()))?;
         }
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(written)
@@ -139,20 +132,12 @@ impl Overlay {
     }
 
     /// `fallocate(2)` with any mode that the upper's file system knows.
-    pub fn fallocate(
-        &self,
-        caller: &Caller,
-        id: NodeId,
-        mode: i32,
-        offset: u64,
-        length: u64,
-        privileges: Privileges,
-    ) -> Result<()> {
+    pub fn fallocate(&self, id: NodeId, mode: i32, offset: u64, length: u64, privileges: Privileges) -> Result<()> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
         sys::fallocate(fd.as_fd(), mode, offset, length)?;
-        if privileges == Privileges::Kill {
-            self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
+        if let Privileges::Kill(caller) = privileges {
+            self.kill_privileges(&caller, At::Fd(fd.as_fd()))?;
         }
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(())

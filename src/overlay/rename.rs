@@ -60,6 +60,9 @@ impl Overlay {
         if !old_parent.in_upper() || !new_parent.in_upper() {
             // What will be refused must not copy anything up.
             self.check_source(&old_parent, from.1)?;
+            if how == Rename::Exchange {
+                self.check_source(&new_parent, to.1)?;
+            }
         }
         self.copy_up(&old_parent)?;
         self.copy_up(&new_parent)?;
@@ -143,11 +146,12 @@ impl Overlay {
             Overlay::check_apart(&old, &new, &moving, how)?;
         }
         let swapped = new.node.clone().filter(|_| how == Rename::Exchange);
+        // What will be refused must not copy anything up: first whether both may move.
         for node in std::iter::once(&moving).chain(&swapped) {
             self.check_movable(node)?;
-            if !node.in_upper() {
-                return Ok(Some(node.clone()));
-            }
+        }
+        if let Some(below) = std::iter::once(&moving).chain(&swapped).find(|node| !node.in_upper()) {
+            return Ok(Some(below.clone()));
         }
         if !one {
             self.keep_purity(&moving, new_parent)?;

@@ -228,7 +228,7 @@ impl Overlay {
     }
 
     /// The union's inode number of the file that an origin mark names, if a layer's file system can tell.
-    fn origin_number(&self, mark: &[u8]) -> Option<u64> {
+    pub(super) fn origin_number(&self, mark: &[u8]) -> Option<u64> {
         let origin = Origin::decode(mark)?;
         let layer = self
             .layers

@@ -174,6 +174,10 @@ impl Overlay {
                 log::debug!("a layer cannot be unlocked: {errno}");
             }
         }
+        // Closed now and not with the process, where closing the watches, which takes long, may come first.
+        self.dirs.clear();
+        self.readers.clear();
+        self.writers.clear();
     }
 
     /// The work directory. `EROFS` in a union without an upper.

@@ -38,7 +38,7 @@ pub trait Listener: Send + Sync {
 }
 
 /// Whether a copy-up changed the inode number that callers see.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Number {
     Kept,
     Changed,

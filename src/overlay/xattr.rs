@@ -70,6 +70,11 @@ impl Namespace {
         }
     }
 
+    /// The prefix alone is no name: `EINVAL`.
+    fn check(self, name: &OsStr) -> Result<()> {
+        if name == self.prefix() { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
     /// The name on disk of what a caller calls `name`.
     pub fn escape(self, name: &OsStr) -> OsString {
         match name.as_bytes().strip_prefix(self.prefix().as_bytes()) {
@@ -181,6 +186,7 @@ impl Overlay {
     /// The value of a caller's attribute. `ENODATA` when there is none.
     pub fn getxattr(&self, id: super::NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(id)?;
+        self.namespace.check(name)?;
         let name = self.namespace.escape(name);
         match self.with_real(&node, |at, _| sys::get_xattr(at, &name)) {
             // A layer without ACLs has none to show; to the kernel, any other error would mean that nobody may look.
@@ -210,6 +216,7 @@ impl Overlay {
     /// Sets an attribute. `EEXIST` and `ENODATA` as `flags` (`XATTR_CREATE`, `XATTR_REPLACE`) ask for.
     pub fn setxattr(&self, id: super::NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.node(id)?;
+        self.namespace.check(name)?;
         let name = self.namespace.escape(name);
         self.copy_up(&node)?;
         self.with_real(&node, |at, _| sys::set_xattr(at, &name, value, flags))?;
@@ -220,6 +227,7 @@ impl Overlay {
     /// Removes an attribute. `ENODATA` when there is none, without a copy-up.
     pub fn removexattr(&self, id: super::NodeId, name: &OsStr) -> Result<()> {
         let node = self.node(id)?;
+        self.namespace.check(name)?;
         let name = self.namespace.escape(name);
         if !node.in_upper() {
             self.with_real(&node, |at, _| sys::get_xattr(at, &name))?;

@@ -25,13 +25,11 @@ impl Acl {
         if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
             return None;
         }
-        let entry = |e: &[u8]| {
-            let (tag, rest) = e.split_first_chunk::<2>()?;
-            let (perm, rest) = rest.split_first_chunk::<2>()?;
-            let (id, _) = rest.split_first_chunk::<4>()?;
-            Some((u16::from_le_bytes(*tag), u16::from_le_bytes(*perm), u32::from_le_bytes(*id)))
+        let entry = |&[t0, t1, p0, p1, i0, i1, i2, i3]: &[u8; 8]| {
+            (u16::from_le_bytes([t0, t1]), u16::from_le_bytes([p0, p1]), u32::from_le_bytes([i0, i1, i2, i3]))
         };
-        entries.chunks_exact(8).map(entry).collect::<Option<Vec<_>>>().map(Acl)
+        let (entries, _) = entries.as_chunks::<8>();
+        Some(Acl(entries.iter().map(entry).collect()))
     }
 
     /// The value of its xattr.

@@ -155,10 +155,10 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if !self.mounted {
-            if let Some(mut server) = self.server.take() {
-                if server.kill().and_then(|()| server.wait()).is_err() {
-                    eprintln!("plyfs: already gone");
-                }
+            if let Some(mut server) = self.server.take()
+                && server.kill().and_then(|()| server.wait()).is_err()
+            {
+                eprintln!("plyfs: already gone");
             }
             return;
         }

@@ -57,7 +57,7 @@ pub struct Place {
 impl Place {
     /// Makes the directories below the first of `roots`, and some lower layers below the second if `spread`.
     pub fn new(roots: [PathBuf; 2], spread: bool) -> Place {
-        let on = |index: usize| &roots[if spread && index % 2 == 0 { 1 } else { 0 }];
+        let on = |index: usize| &roots[if spread && index.is_multiple_of(2) { 1 } else { 0 }];
         let lowers: Vec<PathBuf> = (0..LOWERS).map(|index| on(index).join(format!("l{index}"))).collect();
         let [upper, work, point] = ["u", "w", "m"].map(|name| roots[0].join(name));
         for dir in lowers.iter().chain([&upper, &work, &point]) {

@@ -5,6 +5,7 @@
 //! of difference instead of stopping at the first), `PLYFS_DIFF_KERNEL` (the kernel on both sides).
 
 use super::bench::Bench;
+use super::exceptions::{EXCEPTIONS, NOT_GENERATED};
 use super::generate::Generator;
 use super::layers::{Rights, layer};
 use super::rng::Rng;
@@ -163,7 +164,9 @@ struct Reports {
 
 impl Reports {
     fn end(self, operations: usize) -> Result<(), String> {
-        eprintln!("differential: {} runs of {operations} operations", self.runs);
+        eprintln!("differential: {} runs of {operations} operations, but for:", self.runs);
+        EXCEPTIONS.iter().for_each(|exception| eprintln!("  {}", exception.reason));
+        NOT_GENERATED.iter().for_each(|(what, why)| eprintln!("  {what}: {why}"));
         if self.sorts.is_empty() {
             return Ok(());
         }

@@ -104,11 +104,11 @@ pub fn name_of(errno: Errno) -> String {
 /// Carries out `call` on `side`; then has what was opened for writing copied up if the run asks for that.
 pub fn exec(side: &mut Side, call: &Call) -> Outcome {
     let outcome = carry_out(side, call);
-    if let (Some(slot), true) = (side.unsettled.take(), side.settle) {
-        if let Some(file) = &side.files[slot] {
-            let mode = rustix::fs::fstat(file)?.st_mode;
-            rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
-        }
+    if let (Some(slot), true) = (side.unsettled.take(), side.settle)
+        && let Some(file) = &side.files[slot]
+    {
+        let mode = rustix::fs::fstat(file)?.st_mode;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
     }
     outcome
 }
@@ -157,10 +157,10 @@ fn carry_out(side: &mut Side, call: &Call) -> Outcome {
 
 /// Opens anything but what could block or reach a device.
 fn open(side: &Side, path: &P, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
-    if let Ok(stat) = rustix::fs::statat(&side.root, path.as_path(), AtFlags::empty()) {
-        if !matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory) {
-            return Err(Errno::NOTSUP);
-        }
+    if let Ok(stat) = rustix::fs::statat(&side.root, path.as_path(), AtFlags::empty())
+        && !matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory)
+    {
+        return Err(Errno::NOTSUP);
     }
     rustix::fs::openat(&side.root, path.as_path(), flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode))
 }
@@ -379,7 +379,7 @@ fn times(atime: Time, mtime: Time) -> Timestamps {
 pub fn attributes(stat: &Stat) -> String {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let size = if kind == FileType::Directory { 0 } else { stat.st_size };
-    let mtime = stamp(stat.st_mtime, stat.st_mtime_nsec as u64);
+    let mtime = stamp(stat.st_mtime, stat.st_mtime_nsec);
     let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
     // Those of directories are left to the comparison of whole trees, which knows when a copy-up may still be due.
     let nlink = if kind == FileType::Directory { 0 } else { stat.st_nlink };

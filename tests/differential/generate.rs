@@ -265,8 +265,8 @@ impl Generator {
             b"nonsense",
         ];
         match self.rights {
-            Rights::Root if self.rng.chance(60) => *self.rng.pick(root),
-            _ => *self.rng.pick(common),
+            Rights::Root if self.rng.chance(60) => self.rng.pick::<&[u8]>(root),
+            _ => self.rng.pick::<&[u8]>(common),
         }
     }
 

@@ -71,10 +71,12 @@ fn put_marks(rng: &mut Rng, tree: &mut Tree, union: &Tree, entries: u64, rights:
     };
     if rights == Rights::Root {
         for path in paths(tree, |node| node.is_dir()) {
-            if !path.is_empty() && rng.chance(12) && merged(tree, &path) {
-                if let Some(node) = tree.nodes.get_mut(&path) {
-                    node.xattrs.insert(p(OPAQUE), p(b"y"));
-                }
+            if !path.is_empty()
+                && rng.chance(12)
+                && merged(tree, &path)
+                && let Some(node) = tree.nodes.get_mut(&path)
+            {
+                node.xattrs.insert(p(OPAQUE), p(b"y"));
             }
         }
     }

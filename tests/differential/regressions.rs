@@ -130,7 +130,7 @@ fn privileges() -> Vec<Case> {
         case("chown to nobody clears suid", &[("f", file(0o4755))], &[], vec![(ROOT, nobody.clone())]),
         case("chown to nobody clears sgid", &[("f", owned(1000, 0, file(0o2755)))], &[], vec![(ROOT, nobody.clone())]),
         case(
-            "chown to nobody by a stranger is refused where it would clear suid",
+            "chown to nobody by a stranger does not clear suid",
             &[("f", owned(1001, 2000, file(0o4755)))],
             &[],
             vec![(Caller::Alice, nobody)],
@@ -211,6 +211,22 @@ fn numbers() -> Vec<Case> {
             &lower,
             &[],
             vec![(ROOT, Op::Link { from: p("b"), to: p("d/c") }), chmod("a")],
+        )),
+        case(
+            "an exchange that is refused copies nothing up",
+            &[("d", dir()), ("d/i", dir()), ("a", file(0o644)), ("b", Node::new(Kind::Link(p("a")), 0o644))],
+            &[],
+            vec![(ROOT, Op::Rename { from: p("a"), to: p("d/i"), flags: 2 })],
+        ),
+        settled(case(
+            "the directories above what was made count as merged, however often they were looked at before",
+            &[("j", dir()), ("j/h", dir()), ("j/h/d", dir())],
+            &[],
+            vec![
+                (ROOT, Op::Stat { path: p("j/h") }),
+                (ROOT, Op::Stat { path: p("j/h/d") }),
+                (ROOT, Op::Mkdir { path: p("j/h/d/f"), mode: 0o755 }),
+            ],
         )),
         settled(case(
             "a directory that is only in a lower layer counts as merged once it is copied up",

@@ -79,7 +79,10 @@ fn name_links(view: &mut View) {
     }
 }
 
-fn list(side: &Side, path: &P) -> Result<Vec<(Vec<u8>, (u64, FileType))>, Errno> {
+/// What a listing says: inode number and type.
+type Listed = (u64, FileType);
+
+fn list(side: &Side, path: &P) -> Result<Vec<(Vec<u8>, Listed)>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = openat(&side.root, path.as_path(), flags, Mode::empty())?;
     let mut buffer = [MaybeUninit::uninit(); 8192];
@@ -105,8 +108,8 @@ fn examine(side: &Side, path: &P, listed: Option<(u64, FileType)>) -> Result<Ent
         ("gid", stat.st_gid.to_string()),
         ("rdev", format!("{:#x}", stat.st_rdev)),
         ("nlink", stat.st_nlink.to_string()),
-        ("mtime", stamp(stat.st_mtime, stat.st_mtime_nsec as u64)),
-        ("atime", stamp(stat.st_atime, stat.st_atime_nsec as u64)),
+        ("mtime", stamp(stat.st_mtime, stat.st_mtime_nsec)),
+        ("atime", stamp(stat.st_atime, stat.st_atime_nsec)),
     ]);
     match kind {
         FileType::RegularFile => {

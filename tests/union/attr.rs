@@ -69,9 +69,9 @@ fn a_write_or_cut_by_others_takes_privileges_away() {
     u.chmod("locking", 0o6645).unwrap();
     let mode = |name: &str| u.stat(name).unwrap().mode & 0o7777;
     for name in ["w", "locking"] {
-        u.overlay.write(&caller(), u.at(name).unwrap(), 0, b"x", Privileges::Kill).unwrap();
+        u.overlay.write(u.at(name).unwrap(), 0, b"x", Privileges::Kill(caller())).unwrap();
     }
-    u.set("t", &SetAttr { size: Some(0), privileges: Privileges::Kill, ..NOTHING }).unwrap();
+    u.set("t", &SetAttr { size: Some(0), privileges: Privileges::Kill(caller()), ..NOTHING }).unwrap();
     u.put(u.at("kept").unwrap(), 0, b"x").unwrap();
     assert_eq!(mode("w"), 0o755);
     assert_eq!(mode("t"), 0o755);

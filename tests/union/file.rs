@@ -7,7 +7,6 @@ use plyfs::errno::Errno;
 use plyfs::overlay::Privileges;
 
 use crate::fixture::{Layers, union};
-use crate::vfs::caller;
 
 #[test]
 fn reading_neither_copies_up_nor_touches_the_lower() {
@@ -68,10 +67,10 @@ fn syncing_what_was_never_written_does_nothing() {
 fn space_is_reserved_and_punched_in_the_copy() {
     let u = union(&["f = 0123456789"]);
     let id = u.at("f").unwrap();
-    u.overlay.fallocate(&caller(), id, 0, 0, 20, Privileges::Keep).unwrap();
+    u.overlay.fallocate(id, 0, 0, 20, Privileges::Keep).unwrap();
     assert_eq!(u.stat("f").unwrap().size, 20);
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    u.overlay.fallocate(&caller(), id, punch, 2, 3, Privileges::Keep).unwrap();
+    u.overlay.fallocate(id, punch, 2, 3, Privileges::Keep).unwrap();
     assert!(u.read_node(id).unwrap().starts_with("01\x00\x00\x0056789"));
     assert_eq!(fs::read_to_string(u.lower(1, "f")).unwrap(), "0123456789");
 }

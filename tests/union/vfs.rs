@@ -103,7 +103,7 @@ impl Union {
 
     /// Writes to a node by its number.
     pub fn put(&self, id: NodeId, offset: u64, data: &[u8]) -> Result<usize> {
-        self.overlay.write(&caller(), id, offset, data, Privileges::Keep)
+        self.overlay.write(id, offset, data, Privileges::Keep)
     }
 
     pub fn append(&self, path: impl AsRef<Path>, data: &str) -> Result<()> {

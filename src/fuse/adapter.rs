@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::wire::{self, Header, Reader, Writer, dirent_size, opcode};
 use crate::errno::{Errno, Result};
 use crate::overlay::{Caller, Entry, Lasting, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
-use crate::sys::{SetTime, Time};
+use crate::sys::{self, SetTime, Time};
 
 /// For how long the kernel may believe what it was told.
 #[derive(Clone, Copy, Debug)]
@@ -355,7 +355,7 @@ impl Adapter {
                 let extra = if self.long_setxattr { (body.u32()?, body.u32()?).0 } else { 0 };
                 let name = body.name()?;
                 self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
-                if extra & SETXATTR_ACL_KILL_SGID != 0 {
+                if extra & SETXATTR_ACL_KILL_SGID != 0 && name == sys::ACL_ACCESS {
                     self.overlay.clear_sgid(node)?;
                 }
                 return Ok(Answer::Out);

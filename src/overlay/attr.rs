@@ -76,8 +76,13 @@ impl Overlay {
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
             // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
             self.with_real(&node, |at, _| {
-                let owner = sys::stat(at)?.uid;
-                if [0, owner].contains(&caller.uid) { self.kill_privileges(caller, at) } else { Ok(()) }
+                // From root it is the herald of a write only if there is a capability to be dropped, and root's writes
+                // leave suid as it is.
+                let may = match caller.uid {
+                    0 => super::xattr::value(at, "security.capability")?.is_none(),
+                    uid => uid == sys::stat(at)?.uid,
+                };
+                if may { self.kill_privileges(caller, at) } else { Ok(()) }
             })?;
         }
         if let Some(mode) = set.mode {

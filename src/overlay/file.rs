@@ -135,10 +135,11 @@ impl Overlay {
     pub fn fallocate(&self, id: NodeId, mode: i32, offset: u64, length: u64, privileges: Privileges) -> Result<()> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
-        sys::fallocate(fd.as_fd(), mode, offset, length)?;
+        // Whether or not there is space then, as the kernel does it.
         if let Privileges::Kill(caller) = privileges {
             self.kill_privileges(&caller, At::Fd(fd.as_fd()))?;
         }
+        sys::fallocate(fd.as_fd(), mode, offset, length)?;
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(())
     }

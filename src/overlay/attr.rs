@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::copy_up::Data;
 use super::file::Privileges;
@@ -76,10 +77,9 @@ impl Overlay {
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
             // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
             self.with_real(&node, |at, _| {
-                // From root it is the herald of a write only if there is a capability to be dropped, and root's writes
-                // leave suid as it is.
+                // Root's writes leave suid as it is; their herald follows on the removal of a capability.
                 let may = match caller.uid {
-                    0 => super::xattr::value(at, "security.capability")?.is_none(),
+                    0 => self.capability_dropped.swap(0, Ordering::Relaxed) != id,
                     uid => uid == sys::stat(at)?.uid,
                 };
                 if may { self.kill_privileges(caller, at) } else { Ok(()) }

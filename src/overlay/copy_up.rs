@@ -104,13 +104,13 @@ impl Overlay {
         }
         let to = copy.as_ref().map_or(temporary.at(), |(copy, _)| At::Fd(copy.as_fd()));
         self.give_owner(to, stat)?;
-        // After the owner, a change of which drops capabilities, and after the data, for the same reason.
-        self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
-        // Before the mode, which may refuse a server that is not root.
+        // Before the ACL and the mode, which may refuse a server that is not root.
         let mut number = Number::Changed;
         if self.keeps_origin(node, stat) {
             number = self.with_real(node, |from, _| self.set_origin(node, from, to, layer))?;
         }
+        // After the owner, a change of which drops capabilities, and after the data, for the same reason.
+        self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
         if node.kind != Kind::Symlink {
             sys::chmod(to, self.movable_mode(node.kind, stat.mode))?;
         }

@@ -128,11 +128,16 @@ impl Overlay {
                 each(&dirent(listed.ino), None);
                 return Ok(Room::Taken);
             }
-            // What is gone by now, or cannot be looked at, is left out as a lookup would.
-            if let Ok(Some(found)) = self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
-                let kind = found.stat.kind();
-                let entry = self.enter(parent, &listed.name, found)?;
-                each(&Dirent { kind, ..dirent(entry.attr.ino) }, Some(&entry));
+            match self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
+                Ok(Some(found)) => {
+                    let kind = found.stat.kind();
+                    let entry = self.enter(parent, &listed.name, found)?;
+                    each(&Dirent { kind, ..dirent(entry.attr.ino) }, Some(&entry));
+                }
+                // Gone by now.
+                Ok(None) => {}
+                // It cannot be looked at, but it is there: the name alone.
+                Err(_) => each(&dirent(listed.ino), None),
             }
             Ok(Room::Taken)
         })

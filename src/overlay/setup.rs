@@ -83,6 +83,7 @@ impl Overlay {
             listings: Listings::default(),
             crossing: RwLock::new(()),
             renaming: RwLock::new(()),
+            capability_dropped: std::sync::atomic::AtomicU64::new(0),
             listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),
         };

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
@@ -49,6 +50,8 @@ pub struct Overlay {
     /// Held for writing while a directory is renamed, for reading while directories are opened from the root down.
     /// Lock order: after `names` and the `state` of files, before the `state` of directories.
     pub(super) renaming: RwLock<()>,
+    /// The node of which a capability was removed last; see [`Overlay::setattr`].
+    pub(super) capability_dropped: AtomicU64,
     /// Who is told of changes; set once watching has begun.
     pub(super) listener: OnceLock<Arc<dyn Listener>>,
     /// Set once watching has begun.

@@ -229,13 +229,25 @@ impl Overlay {
         let node = self.node(id)?;
         self.namespace.check(name)?;
         let name = self.namespace.escape(name);
-        if !node.in_upper() {
-            self.with_real(&node, |at, _| sys::get_xattr(at, &name))?;
-            self.copy_up(&node)?;
+        let result = self.remove_real_xattr(&node, &name);
+        // An ACL that is not there is removed without an error, as by the kernel.
+        if result == Err(Errno::ENODATA) && (*name == *sys::ACL_ACCESS || *name == *sys::ACL_DEFAULT) {
+            return Ok(());
         }
-        self.with_real(&node, |at, _| sys::remove_xattr(at, &name))?;
+        result?;
+        if name == *"security.capability" {
+            self.capability_dropped.store(id, Ordering::Relaxed);
+        }
         self.xattr_changed(&node, &name);
         Ok(())
+    }
+
+    fn remove_real_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<()> {
+        if !node.in_upper() {
+            self.with_real(node, |at, _| sys::get_xattr(at, name))?;
+            self.copy_up(node)?;
+        }
+        self.with_real(node, |at, _| sys::remove_xattr(at, name))
     }
 
     fn xattr_changed(&self, node: &Arc<Node>, name: &OsStr) {
@@ -261,7 +273,10 @@ impl Overlay {
             Err(errno) if is_absent(errno) => return Ok(()),
             Err(errno) => return Err(errno),
         };
-        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut names: Vec<&[u8]> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+        // ACLs last: they change the mode, and a mode without write permission refuses the rest to who is not root.
+        names.sort_by_key(|name| name.starts_with(b"system.posix_acl_"));
+        for name in names {
             let Some(_) = self.namespace.unescape(name) else { continue };
             let name = OsStr::from_bytes(name);
             let value = match sys::get_xattr(from, name) {

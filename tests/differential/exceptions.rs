@@ -55,11 +55,13 @@ pub const EXCEPTIONS: &[Exception] = &[
 
 /// What the generator leaves out, and why.
 pub const NOT_GENERATED: &[(&str, &str)] = &[
+    ("O_TMPFILE", "the FUSE library hands no TMPFILE request on"),
     ("fallocate COLLAPSE_RANGE, INSERT_RANGE", "the kernel's FUSE client refuses them before asking us"),
     ("user.overlay.* attributes", "both namespaces are private to us on reading, one only to the kernel"),
     (".wh.* names", "they are whiteouts to us and plain names to the kernel"),
     ("mmap of a descriptor opened before a copy-up", "the kernel's overlay goes on showing the lower file's pages"),
     ("truncate(2) to the size that a file has", "FUSE does not tell it from ftruncate(2), which sets mtime even then"),
+    ("trusted.SGI_ACL_* attributes", "xfs lists its ACLs a second time under these names"),
     ("a plain user's directories without own rwx", "the server runs as that user and cannot enter them either"),
     ("lower hard links without settling", "what becomes of them shows at open there and at the first write here"),
 ];
@@ -106,7 +108,6 @@ fn changes_descriptor(op: &Op) -> bool {
 /// Whether no more than a few pages of data in `inner` (`start..end` and blanks) lie outside of `outer`: file systems
 /// allocate ahead as they like.
 fn within(inner: &str, outer: &str) -> bool {
-    // xfs: 128 KiB where extents are shared (the hint for copying them on writing).
     const AHEAD: u64 = 256 << 10;
     let pieces = |text: &str| -> Vec<(u64, u64)> {
         let ends = text.split(' ').filter_map(|piece| piece.split_once(".."));

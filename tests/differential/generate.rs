@@ -304,7 +304,9 @@ impl Generator {
                 let path = if self.rng.chance(50) { self.fresh(scene) } else { self.file(scene) };
                 let flags =
                     *self.rng.pick(&[OFlags::TRUNC, OFlags::TRUNC, OFlags::APPEND, OFlags::EXCL, OFlags::empty()]);
-                Op::Save { path, flags: flags.bits(), mode: self.mode(false), length: self.length(), tint: self.tint() }
+                // At least one byte: an open for writing without a write copies nothing up here, but does there.
+                let length = self.length().max(1);
+                Op::Save { path, flags: flags.bits(), mode: self.mode(false), length, tint: self.tint() }
             }
             75..80 => Op::Readlink { path: self.of_kind(scene, FileType::Symlink) },
             80..94 => Op::List { path: self.dir(scene) },

@@ -126,7 +126,15 @@ fn privileges() -> Vec<Case> {
     let nobody = Op::Chown { path: p("f"), uid: None, gid: None };
     let truncate = Op::Ftruncate { slot: 0, size: 10 };
     let write = Op::Write { slot: 0, offset: 0, length: 10, tint: 1 };
+    let mut capable = owned(1001, 1001, file(0o6777));
+    capable.xattrs.insert(p("security.capability"), p(b"\x01\0\0\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
     vec![
+        case(
+            "a write by root takes the capability and leaves suid",
+            &[("f", capable)],
+            &[],
+            vec![(ROOT, open("f", WRITE)), (ROOT, write.clone())],
+        ),
         case("chown to nobody clears suid", &[("f", file(0o4755))], &[], vec![(ROOT, nobody.clone())]),
         case("chown to nobody clears sgid", &[("f", owned(1000, 0, file(0o2755)))], &[], vec![(ROOT, nobody.clone())]),
         case(

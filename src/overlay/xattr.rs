@@ -229,9 +229,10 @@ impl Overlay {
         let node = self.node(id)?;
         self.namespace.check(name)?;
         let name = self.namespace.escape(name);
+        let was_lower = !node.in_upper();
         let result = self.remove_real_xattr(&node, &name);
-        // An ACL that is not there is removed without an error, as by the kernel.
-        if result == Err(Errno::ENODATA) && (*name == *sys::ACL_ACCESS || *name == *sys::ACL_DEFAULT) {
+        // An ACL that is not there is removed from an upper object without an error, as by the kernel.
+        if result == Err(Errno::ENODATA) && !was_lower && (*name == *sys::ACL_ACCESS || *name == *sys::ACL_DEFAULT) {
             return Ok(());
         }
         result?;

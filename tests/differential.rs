@@ -92,6 +92,7 @@ fn as_nobody(campaign: &Campaign) -> Result<(), String> {
         let campaign = Campaign { limit: share, ..campaign.clone() };
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
+                common::caller::share_fuse(reachable.path());
                 common::caller::become_user(NOBODY);
                 campaign.go_inside(&own, kind.name())
             });

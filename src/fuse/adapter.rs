@@ -82,6 +82,7 @@ const SETATTR_MTIME: u32 = 1 << 5;
 const SETATTR_ATIME_NOW: u32 = 1 << 7;
 const SETATTR_MTIME_NOW: u32 = 1 << 8;
 const SETATTR_KILL_SUIDGID: u32 = 1 << 11;
+const WRITE_CACHE: u32 = 1;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 const FSYNC_DATA_ONLY: u32 = 1;
 const SETXATTR_ACL_KILL_SGID: u32 = 1;
@@ -288,7 +289,10 @@ impl Adapter {
         let (_handle, offset, size, flags) = (body.u64()?, body.u64()?, body.u32()? as usize, body.u32()?);
         let (_lock_owner, _open_flags, _padding) = (body.u64()?, body.u32()?, body.u32()?);
         let data = body.bytes(size)?;
-        let kill = privileges(header, flags & WRITE_KILL_SUIDGID != 0);
+        let kill = match flags & WRITE_CACHE {
+            0 => privileges(header, flags & WRITE_KILL_SUIDGID != 0),
+            _ => Privileges::KeepAll,
+        };
         let written = self.overlay.write(header.node, offset, data, kill)?;
         buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
         buffers.out.put_u32(0);

@@ -82,7 +82,7 @@ impl Overlay {
                     0 => self.capability_dropped.swap(0, Ordering::Relaxed) != id,
                     uid => uid == sys::stat(at)?.uid,
                 };
-                if may { self.kill_privileges(caller, at) } else { Ok(()) }
+                if may { self.kill_privileges(caller, &node, at) } else { Ok(()) }
             })?;
         }
         if let Some(mode) = set.mode {
@@ -115,7 +115,7 @@ impl Overlay {
         let fd = self.open_writer(node)?;
         sys::truncate(fd.as_fd(), size)?;
         if let Privileges::Kill(caller) = &set.privileges {
-            self.kill_privileges(caller, At::Fd(fd.as_fd()))?;
+            self.kill_privileges(caller, node, At::Fd(fd.as_fd()))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! node: a descriptor that is pinned, one that is cached, or one that is opened now. Answers to the kernel's
 //! `fs/overlayfs/file.c`.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -16,8 +17,10 @@ use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
 /// Whether a write also takes suid, sgid and capabilities away.
 #[derive(Clone, Copy, Debug)]
 pub enum Privileges {
-    /// They stay.
+    /// They stay, but for the capability, which no write leaves.
     Keep,
+    /// They stay, the capability too: a shared mapping was written to.
+    KeepAll,
     /// They go, as far as this caller has no right to keep them.
     Kill(Caller),
 }
@@ -94,9 +97,20 @@ impl Overlay {
     pub fn write(&self, id: NodeId, offset: u64, data: &[u8], privileges: Privileges) -> Result<usize> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
+        let at = At::Fd(fd.as_fd());
+        let kept = match privileges {
+            Privileges::KeepAll => super::xattr::value(at, "security.capability")?,
+            _ => None,
+        };
         let written = sys::pwrite(fd.as_fd(), data, offset)?;
         if let Privileges::Kill(caller) = privileges {
-            self.kill_privileges(&caller, At::Fd(fd.as_fd()))?;
+            self.kill_privileges(&caller, &node, at)?;
+        }
+        if let Some(capability) = kept
+            && let Err(errno) = sys::set_xattr(at, OsStr::new("security.capability"), &capability, 0)
+        {
+            // The data is written; without the right to give a capability it is safe that it went.
+            log::info!("node {id}: the capability went with a write through a mapping: {errno}");
         }
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(written)
@@ -104,13 +118,19 @@ impl Overlay {
 
     /// Clears suid, and sgid where the group may execute or the caller is not in it. The capability goes with every
     /// write of the server itself.
-    pub(super) fn kill_privileges(&self, caller: &Caller, at: At<'_>) -> Result<()> {
+    pub(super) fn kill_privileges(&self, caller: &Caller, node: &Node, at: At<'_>) -> Result<()> {
         let Stat { mode, gid, .. } = sys::stat(at)?;
         let mut cleared = mode & !libc::S_ISUID;
         if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !caller.is_in_group(gid)) {
             cleared &= !libc::S_ISGID;
         }
-        if cleared == mode { Ok(()) } else { sys::chmod(at, cleared) }
+        if cleared == mode {
+            return Ok(());
+        }
+        sys::chmod(at, cleared)?;
+        // The reply may tell of an error, or of nothing.
+        self.note_attributes(node);
+        Ok(())
     }
 
     /// Syncs a file: nothing to do for one that was never copied up, nor in a volatile union.
@@ -137,7 +157,7 @@ impl Overlay {
         let fd = self.open_writer(&node)?;
         // Whether or not there is space then, as the kernel does it.
         if let Privileges::Kill(caller) = privileges {
-            self.kill_privileges(&caller, At::Fd(fd.as_fd()))?;
+            self.kill_privileges(&caller, &node, At::Fd(fd.as_fd()))?;
         }
         sys::fallocate(fd.as_fd(), mode, offset, length)?;
         self.note_change(&node, At::Fd(fd.as_fd()));

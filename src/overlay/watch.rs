@@ -252,6 +252,13 @@ impl Overlay {
         }
     }
 
+    /// Attributes changed that no reply tells of.
+    pub(super) fn note_attributes(&self, node: &Node) {
+        if let Some(listener) = self.listener.get() {
+            listener.attributes_changed(node.id);
+        }
+    }
+
     /// The union itself changed an object in the upper.
     pub(super) fn note_change(&self, node: &Node, at: At<'_>) {
         if self.watcher.get().is_some()

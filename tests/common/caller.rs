@@ -1,8 +1,11 @@
 //! Acting as another user in this thread only: the system calls that follow carry that user's identity.
 //!
 //! Only the effective ids change, so that root can be taken back; nothing may start a process meanwhile.
+#![allow(unsafe_code)]
 
 use rustix::fs::{Gid, Uid};
+use std::path::Path;
+
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 /// Who calls.
@@ -32,6 +35,30 @@ pub fn as_caller<T>(caller: Caller, call: impl FnOnce() -> T) -> T {
     set_thread_res_gid(None, Gid::ROOT, None).expect("the saved gid is root");
     set_thread_groups(&[Gid::ROOT]).expect("root may set groups");
     result
+}
+
+/// Gives this thread, and whatever it starts, a `/dev/fuse` that everybody may open, where the machine's is root's alone (as
+/// it is without udev). `dir` holds the device meanwhile.
+pub fn share_fuse(dir: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat, stat};
+    use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+    const DEVICE: &str = "/dev/fuse";
+    if stat(DEVICE).is_ok_and(|fuse| fuse.st_mode & 0o006 == 0o006) {
+        return;
+    }
+    // SAFETY: the thread gets mounts and a working directory of its own; it shares nothing else with others than before.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .expect("root may have its own mounts");
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private).expect("root may keep its mounts to itself");
+    let own = dir.join("fuse");
+    if !own.exists() {
+        let device = makedev(10, 229);
+        mknodat(CWD, &own, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
+            .expect("root may make devices");
+    }
+    rustix::fs::chmod(&own, Mode::from_raw_mode(0o666)).expect("root may change modes");
+    mount_bind(&own, DEVICE).expect("root may mount");
 }
 
 /// Makes this thread, and whatever it starts, `id` for good.

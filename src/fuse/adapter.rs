@@ -400,11 +400,12 @@ impl Adapter {
                 buffers.out.put_u64(self.overlay.seek(header.node, offset, whence)?);
             }
             opcode::COPY_FILE_RANGE => {
+                let kill = privileges(header, header.uid != 0);
                 let (from_offset, to, _handle) = (body.u64()?, body.u64()?, body.u64()?);
                 let (to_offset, length) = (body.u64()?, body.u64()?);
                 // The reply counts in 32 bits, and a page less stays aligned.
                 let length = usize::try_from(length).unwrap_or(usize::MAX).min(!0xfff_u32 as usize);
-                let copied = self.overlay.copy_file_range((header.node, from_offset), (to, to_offset), length)?;
+                let copied = self.overlay.copy_file_range((header.node, from_offset), (to, to_offset), length, kill)?;
                 buffers.out.put_u32(u32::try_from(copied).unwrap_or(u32::MAX));
                 buffers.out.put_u32(0);
             }

@@ -172,11 +172,20 @@ impl Overlay {
     }
 
     /// `copy_file_range(2)` between two files of the union. May copy less than asked for.
-    pub fn copy_file_range(&self, from: (NodeId, u64), to: (NodeId, u64), length: usize) -> Result<usize> {
+    pub fn copy_file_range(
+        &self,
+        from: (NodeId, u64),
+        to: (NodeId, u64),
+        length: usize,
+        privileges: Privileges,
+    ) -> Result<usize> {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let to_file = self.open_writer(&target)?;
         // After the target: if both are one file, it has been copied up by now.
         let source = self.open_reader(&source)?;
+        if let Privileges::Kill(caller) = privileges {
+            self.kill_privileges(&caller, &target, At::Fd(to_file.as_fd()))?;
+        }
         let copied = sys::copy_range(source.as_fd(), from.1, to_file.as_fd(), to.1, length)?;
         self.note_change(&target, At::Fd(to_file.as_fd()));
         Ok(copied)

@@ -93,9 +93,9 @@ fn data_and_holes_are_found_in_the_lower_without_a_copy_up() {
 fn ranges_are_copied_between_files_and_within_one() {
     let u = union(&["a = 0123456789\n b = abcdefghij"]);
     let (a, b) = (u.at("a").unwrap(), u.at("b").unwrap());
-    assert_eq!(u.overlay.copy_file_range((a, 2), (b, 4), 3).unwrap(), 3);
+    assert_eq!(u.overlay.copy_file_range((a, 2), (b, 4), 3, Privileges::Keep).unwrap(), 3);
     u.upper_holds("b = abcd234hij");
-    assert_eq!(u.overlay.copy_file_range((a, 0), (a, 5), 5).unwrap(), 5);
+    assert_eq!(u.overlay.copy_file_range((a, 0), (a, 5), 5, Privileges::Keep).unwrap(), 5);
     u.upper_holds("a = 0123401234\n b = abcd234hij");
 }
 

@@ -251,7 +251,10 @@ fn on_path(side: &Side, op: &Op) -> Outcome {
         }
         Op::MapRead { path, share } => {
             let file = open(side, path, OFlags::RDONLY, 0)?;
+            // What the size of a directory is, is for its file system to say.
+            let is_file = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile;
             match size_of(&file)? {
+                _ if !is_file => Err(Errno::NODEV),
                 0 => Ok(Value::Done),
                 size => Mapping::new(&file, size, *share)?.read(0, size).map(Value::Bytes),
             }
@@ -263,7 +266,8 @@ fn on_path(side: &Side, op: &Op) -> Outcome {
         }
         Op::Truncate { path, size } => {
             let found = rustix::fs::statat(root, path.as_path(), AtFlags::empty());
-            if found.is_ok_and(|stat| stat.st_size as u64 == *size) {
+            let is_file = |mode| FileType::from_raw_mode(mode) == FileType::RegularFile;
+            if found.is_ok_and(|stat| is_file(stat.st_mode) && stat.st_size as u64 == *size) {
                 return Ok(Value::Done);
             }
             done(crate::common::mapping::truncate(&side.real(path), *size))

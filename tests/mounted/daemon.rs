@@ -40,7 +40,7 @@ fn memory_returns_when_the_kernel_forgets() {
     let seen = sh(union.root(), "find merged -type f -printf '%s\\n' | wc -l");
     assert_eq!(seen.trim(), "200000");
     let full = resident(union.daemon());
-    let back = eventually(Duration::from_secs(30), || {
+    let back = eventually(Duration::from_secs(60), || {
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         std::thread::sleep(Duration::from_millis(500));
         resident(union.daemon()) < before + 20 * 1024

@@ -52,7 +52,8 @@ impl Overlay {
             .iter()
             .map(|path| open_layer("lowerdir", path, &mut filesystems))
             .collect::<Setup<Vec<Layer>>>()?;
-        let limit = usize::try_from(sys::raise_descriptor_limit()).unwrap_or(1024);
+        let limit = sys::process::raise_descriptor_limit().map_or(1024, |limit| limit.unwrap_or(1 << 20));
+        let limit = usize::try_from(limit).unwrap_or(1024);
         let writable = match (upper, &config.upper) {
             (Some((layer, work_root)), Some(paths)) => {
                 let writable = Writable::prepare(config, paths, &layer, &work_root)?;

@@ -194,17 +194,6 @@ pub fn set_umask(mask: u32) -> Result<()> {
     })
 }
 
-/// Raises the soft limit of open descriptors to the hard one and returns it.
-pub fn raise_descriptor_limit() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if setrlimit(Resource::Nofile, wanted).is_ok() {
-        return limit.maximum.unwrap_or(1 << 20);
-    }
-    limit.current.unwrap_or(1024)
-}
-
 /// Gives memory that was freed back to the system.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]

@@ -8,6 +8,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::config::Fsync;
 use super::node::{LayerIndex, Node, Place, RealId, UPPER};
@@ -195,6 +196,10 @@ impl Overlay {
         let _names = parent_dir.names.write();
         if node.kind == Kind::Dir || self.mark(temporary.at(), Mark::Origin)?.is_some() {
             self.set_impure(parent, parent_dir)?;
+        }
+        self.claim_name(parent, to_dir.as_fd(), name)?;
+        if let Some(dir) = &node.dir {
+            dir.wh_names.store(1, Ordering::Relaxed);
         }
         let before = sys::stat(At::Fd(to_dir.as_fd()))?;
         {

@@ -98,9 +98,10 @@ impl Overlay {
         let dir = self.dir_fd(&parent, UPPER)?;
         let _names = parent_dir.names.write();
         let target = Target { parent: &parent, dir: dir.as_fd(), name };
+        self.claim_name(&parent, target.dir, name)?;
         let file = self.make_in_upper(caller, &target, what)?;
         self.listings.forget(parent.id);
-        self.drop_wh_name(target.dir, name)?;
+        self.drop_wh_name(&parent, target.dir, name)?;
         if let What::Link(node) = what {
             // It may be one that was copied up: the directory holds such from now on.
             if self.is_impure_object(node)? {

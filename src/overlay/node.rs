@@ -108,6 +108,8 @@ pub(super) struct DirState {
     pub watches: Watches,
     /// Whether the upper directory carries the impure mark: 0 unknown, 1 no, 2 yes.
     pub impure: AtomicU8,
+    /// Whether the upper directory holds `.wh.` names that are whiteouts: 0 unknown, 1 no, 2 yes.
+    pub wh_names: AtomicU8,
     /// Whether the upper directory has a default ACL: 0 unknown, 1 no, 2 yes.
     pub default_acl: AtomicU8,
 }

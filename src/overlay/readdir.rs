@@ -250,12 +250,17 @@ impl Merge<'_> {
         let layer = lower.layer;
         let overlay = self.overlay;
         let fd = overlay.dir_fd(self.node, layer)?;
-        let wh_names = overlay.reads_wh_names(layer);
+        let mut whiteouts_by_name = None;
         let mut hidden: Vec<OsString> = Vec::new();
         let mut opaque = Opaque::No;
         let mut any_wh = false;
         sys::read_dir(fd.as_fd(), |entry| {
-            if wh_names && is_wh_name(entry.name) {
+            if is_wh_name(entry.name)
+                && match whiteouts_by_name {
+                    Some(known) => known,
+                    None => *whiteouts_by_name.insert(overlay.hides_by_name(layer, fd.as_fd())?),
+                }
+            {
                 any_wh = true;
                 if entry.name == WH_OPAQUE {
                     opaque = Opaque::Yes;
@@ -289,8 +294,10 @@ impl Merge<'_> {
             }
             Ok(())
         })?;
-        if layer != UPPER {
-            lower.wh_names.store(if any_wh { 2 } else { 1 }, Ordering::Relaxed);
+        let known = if any_wh { 2 } else { 1 };
+        match &self.node.dir {
+            Some(dir) if layer == UPPER => dir.wh_names.store(known, Ordering::Relaxed),
+            _ => lower.wh_names.store(known, Ordering::Relaxed),
         }
         self.seen.extend(hidden.into_iter().map(|name| (name, ())));
         Ok(opaque)

@@ -156,6 +156,10 @@ impl Overlay {
         if !one {
             self.keep_purity(&moving, new_parent)?;
         }
+        self.claim_name(&new.parent, new.dir.as_fd(), &new.name)?;
+        if swapped.is_some() {
+            self.claim_name(&old.parent, old.dir.as_fd(), &old.name)?;
+        }
         match &swapped {
             Some(target) => self.exchange(&old, &new, &moving, target)?,
             None => self.replace(&old, &new, &moving)?,
@@ -227,16 +231,17 @@ impl Overlay {
         }
         if !old.lower {
             sys::renamed(old.pair(), new.pair())?;
-            return self.drop_wh_name(new.dir.as_fd(), &new.name);
+            return self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
         }
         if !self.device_whiteouts {
             self.replace_by_whiteout(old.pair(), new.pair())?;
-            return self.drop_wh_name(new.dir.as_fd(), &new.name);
+            return self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
         }
         match sys::rename(old.pair(), new.pair(), RenameFlags::WHITEOUT) {
-            Err(Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => self.move_without_rename_whiteout(old, new),
-            result => result,
+            Err(Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => self.move_without_rename_whiteout(old, new)?,
+            result => result?,
         }
+        self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name)
     }
 
     /// For file systems without `RENAME_WHITEOUT`: a whiteout is put under the new name, and the two change places.

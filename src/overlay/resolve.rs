@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 use smallvec::SmallVec;
@@ -128,8 +129,7 @@ impl Overlay {
         found: &mut Option<Found>,
     ) -> Result<Step> {
         let layer = lower.layer;
-        let wh_names = self.reads_wh_names(layer);
-        if wh_names && is_wh_name(name) && self.wh_names_count(parent, lower)? {
+        if is_wh_name(name) && self.has_wh_names(parent, lower)? {
             return Ok(Step::Absent);
         }
         let dir = match self.dir_fd(parent, layer) {
@@ -142,7 +142,7 @@ impl Overlay {
         let stat = match sys::stat(at) {
             Ok(stat) => stat,
             Err(Errno::ENOENT | Errno::ENOTDIR) => {
-                let hidden = wh_names && below == Below::Something && self.wh_hides(parent, lower, name, &dir)?;
+                let hidden = below == Below::Something && self.wh_hides(parent, lower, name, &dir)?;
                 return Ok(if hidden { Step::Hidden } else { Step::Absent });
             }
             Err(errno) => return Err(errno),
@@ -160,9 +160,7 @@ impl Overlay {
         let (opacity, fd) = self.look_into(at, below)?;
         let xwhiteouts = opacity == Opacity::Xwhiteouts;
         let hides = opacity == Opacity::Opaque
-            || (below == Below::Something
-                && wh_names
-                && self.wh_hides_below(parent, lower, name, &dir, fd.as_ref())?);
+            || (below == Below::Something && self.wh_hides_below(parent, lower, name, &dir, fd.as_ref())?);
         let found = found.get_or_insert_with(|| Found::new(stat, layer));
         if layer != UPPER {
             found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, ..LowerDir::default() });
@@ -186,13 +184,8 @@ impl Overlay {
         }
     }
 
-    /// Whether `.wh.` names in a directory of a layer are whiteouts. In the upper they are if it holds no devices.
-    fn wh_names_count(&self, parent: &Arc<Node>, lower: &LowerDir) -> Result<bool> {
-        if lower.layer == UPPER { Ok(true) } else { self.has_wh_names(parent, lower) }
-    }
-
     fn wh_hides(&self, parent: &Arc<Node>, lower: &LowerDir, name: &OsStr, dir: &OwnedFd) -> Result<bool> {
-        if lower.layer != UPPER && !self.has_wh_names(parent, lower)? {
+        if !self.has_wh_names(parent, lower)? {
             return Ok(false);
         }
         exists(At::Name(dir.as_fd(), &wh_name(name)))
@@ -277,6 +270,9 @@ impl Overlay {
         if !stat.is_dir() {
             let (attr, lasting) = self.vouch(parent, &node, stat)?;
             return Ok(Entry { id: node.id, attr, lasting });
+        }
+        if let Some(dir) = &node.dir {
+            dir.wh_names.store(1, Ordering::Relaxed);
         }
         let lasting = if self.is_watched(parent) { Lasting::Name } else { Lasting::Neither };
         Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting })

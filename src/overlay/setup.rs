@@ -96,21 +96,33 @@ impl Overlay {
     /// on a root means nothing, as in the kernel.
     fn merge_root(&self) -> crate::errno::Result<()> {
         let mut lowers = Vec::new();
+        if let Some(upper) = &self.layers.upper
+            && is_opaque_by_name(upper)?
+        {
+            return Ok(());
+        }
         for (layer, index) in self.layers.lowers.iter().zip(UPPER + 1..) {
             let at = At::Fd(layer.root.as_fd());
             let opacity = self.opacity(at)?;
             let xwhiteouts = opacity == Opacity::Xwhiteouts;
             lowers.push(LowerDir { layer: index, ino: sys::stat(at)?.ino, xwhiteouts, ..LowerDir::default() });
-            match sys::stat(At::Name(layer.root.as_fd(), OsStr::new(WH_OPAQUE))) {
-                Ok(_) => break,
-                Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(errno),
+            if is_opaque_by_name(layer)? {
+                break;
             }
         }
         if let Some(dir) = &self.root.dir {
             *dir.lowers.write() = lowers.into();
         }
         Ok(())
+    }
+}
+
+/// Whether a layer's root holds the file of AUFS that makes it opaque.
+fn is_opaque_by_name(layer: &Layer) -> crate::errno::Result<bool> {
+    match sys::stat(At::Name(layer.root.as_fd(), OsStr::new(WH_OPAQUE))) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 

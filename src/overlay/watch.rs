@@ -319,6 +319,7 @@ impl Overlay {
             return;
         }
         if let (Some(name), Some(state)) = (super::whiteout::hidden_name(name), &dir.dir) {
+            state.wh_names.store(0, Ordering::Relaxed);
             for lower in state.lowers.read().iter() {
                 lower.wh_names.store(0, Ordering::Relaxed);
             }

@@ -1,8 +1,9 @@
 //! Whiteouts: what hides a name of a lower layer, how it is recognised and how it is written.
 //!
 //! Recognised everywhere: a 0/0 character device; an empty regular file with the whiteout mark, in a directory whose
-//! opaque mark is `x`. Recognised in lowers, and in an upper that cannot hold devices: `.wh.NAME` and `.wh..wh..opq`, the
-//! forms of AUFS, which container stores unpack.
+//! opaque mark is `x`; `.wh.NAME` and `.wh..wh..opq`, the forms of AUFS, which container stores unpack, and later mount as
+//! an upper as well as as a lower. A name of that kind that is made through the mount is a plain name, as for the kernel:
+//! its directory carries a mark (`plain`) from then on.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
@@ -37,11 +38,6 @@ pub(super) fn is_wh_name(name: &OsStr) -> bool {
 }
 
 impl Overlay {
-    /// Whether `.wh.` names mean something in a layer.
-    pub(super) fn reads_wh_names(&self, layer: LayerIndex) -> bool {
-        layer != UPPER || !self.device_whiteouts
-    }
-
     /// Whether what was found under a name is a whiteout.
     pub(super) fn is_whiteout(&self, at: At<'_>, stat: &Stat, xwhiteouts: bool) -> Result<bool> {
         if stat.is_null_device() {
@@ -53,12 +49,39 @@ impl Overlay {
         Ok(false)
     }
 
-    /// Whether a lower directory holds `.wh.` names at all, found out by reading it once.
+    /// Whether a directory of a layer holds `.wh.` names that are whiteouts, found out by reading it once. An upper that
+    /// holds no devices has none that are not.
     pub(super) fn has_wh_names(&self, node: &Arc<Node>, lower: &LowerDir) -> Result<bool> {
-        known(&lower.wh_names, || {
+        let flag = match (lower.layer, &node.dir) {
+            (UPPER, _) if !self.device_whiteouts => return Ok(true),
+            (UPPER, Some(dir)) => &dir.wh_names,
+            (UPPER, None) => return Ok(false),
+            _ => &lower.wh_names,
+        };
+        known(flag, || {
             let fd = self.dir_fd(node, lower.layer)?;
-            holds_wh_names(fd.as_fd())
+            Ok(holds_wh_names(fd.as_fd())? && self.hides_by_name(lower.layer, fd.as_fd())?)
         })
+    }
+
+    /// Whether `.wh.` names that a directory of a layer holds are whiteouts.
+    pub(super) fn hides_by_name(&self, layer: LayerIndex, dir: BorrowedFd<'_>) -> Result<bool> {
+        Ok((layer == UPPER && !self.device_whiteouts) || self.mark(At::Fd(dir), Mark::Plain)?.is_none())
+    }
+
+    /// Call before an object gets a name in an upper directory. A name in AUFS form is a plain name there from now on;
+    /// `EINVAL` where such names are whiteouts already.
+    pub(super) fn claim_name(&self, parent: &Arc<Node>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if !is_wh_name(name) {
+            return Ok(());
+        }
+        if self.has_wh_names(parent, &LowerDir::default())? {
+            return Err(Errno::EINVAL);
+        }
+        match self.set_mark(At::Fd(dir), Mark::Plain, b"y") {
+            Err(errno) if super::xattr::is_absent(errno) => Err(Errno::EINVAL),
+            result => result,
+        }
     }
 
     /// Hides a lower name where the upper has nothing under it: in one step, and only if nothing is there by now.
@@ -95,8 +118,8 @@ impl Overlay {
     }
 
     /// Removes a whiteout in AUFS form that the upper may have for a name, once something stands under the name itself.
-    pub(super) fn drop_wh_name(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-        if self.device_whiteouts {
+    pub(super) fn drop_wh_name(&self, parent: &Arc<Node>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if !self.has_wh_names(parent, &LowerDir::default())? {
             return Ok(());
         }
         match sys::unlink(dir, &wh_name(name)) {
@@ -120,11 +143,11 @@ impl Overlay {
     }
 }
 
-/// Whether any name in a directory starts with `.wh.`.
+/// Whether any file's name in a directory starts with `.wh.`.
 fn holds_wh_names(dir: BorrowedFd<'_>) -> Result<bool> {
     let mut found = false;
     match sys::read_dir(dir, |entry| {
-        found |= is_wh_name(entry.name);
+        found |= is_wh_name(entry.name) && matches!(entry.kind, Some(Kind::File) | None);
         // Any error ends the listing early.
         if found { Err(Errno::EEXIST) } else { Ok(()) }
     }) {

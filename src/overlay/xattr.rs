@@ -21,6 +21,8 @@ pub(super) enum Mark {
     Impure,
     Origin,
     Whiteout,
+    /// Ours alone: `.wh.` names in this directory are no whiteouts.
+    Plain,
 }
 
 /// The prefixes under which marks may stand, the kernel's two first.
@@ -29,8 +31,8 @@ const USER: &str = "user.overlay.";
 const FUSE_OVERLAYFS: &str = "user.fuseoverlayfs.";
 
 /// Names of all marks, of which a caller sees none in the namespace that this mount does not write, either.
-const MARKS: [&str; 10] =
-    ["opaque", "redirect", "origin", "impure", "nlink", "upper", "uuid", "metacopy", "protattr", "whiteout"];
+const MARKS: [&str; 11] =
+    ["opaque", "redirect", "origin", "impure", "nlink", "upper", "uuid", "metacopy", "protattr", "whiteout", "plain"];
 
 /// In which namespace this mount writes its marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,7 @@ impl Mark {
             Mark::Impure => "impure",
             Mark::Origin => "origin",
             Mark::Whiteout => "whiteout",
+            Mark::Plain => "plain",
         }
     }
 

@@ -141,9 +141,40 @@ fn an_opaque_mark_on_a_layers_root_means_nothing() {
 }
 
 #[test]
-fn wh_names_in_the_upper_are_names_where_devices_are_whiteouts() {
-    let u = Layers::of(&["a = 1"]).upper(".wh.a = just a name").open();
-    u.shows(".wh.a = just a name\n a = 1");
+fn wh_names_in_the_upper_are_whiteouts_as_container_stores_write_them() {
+    let lower = "a = 1\n b = 1\n d/in = 1\n o/below = 1\n r/below = 1";
+    let upper = ".wh.a = x\n sub/.wh.x = x\n .wh.d = x\n o/.wh..wh..opq = x\n o/top = 2\n .wh.r = x\n r/top = 2";
+    let u = Layers::of(&[lower]).upper(upper).open();
+    u.shows("b = 1\n o/top = 2\n r/top = 2\n sub/");
+    for name in ["a", ".wh.a", "d", "sub/.wh.x", "o/below"] {
+        assert_eq!(u.stat(name).err(), Some(Errno::ENOENT), "{name}");
+    }
+    // What takes a hidden name shows, and the whiteout goes.
+    u.create("a", "new").unwrap();
+    u.rename("b", "d").unwrap();
+    assert!(!u.upper_path(".wh.a").exists() && !u.upper_path(".wh.d").exists());
+    assert_eq!(u.create(".wh.z", "").err(), Some(Errno::EINVAL), "it would hide z");
+    let u = u.reopen();
+    u.shows("a = new\n d = 1\n o/top = 2\n r/top = 2\n sub/");
+    let u = Layers::of(&["a = 1"]).upper(".wh..wh..opq = x\n b = 2").open();
+    u.shows("b = 2");
+}
+
+#[test]
+fn wh_names_made_in_the_mount_are_plain_names_for_good() {
+    let u = Layers::of(&["a = 1\n x = 1\n d/b = 1\n d/c = 1"]).open();
+    u.create(".wh.a", "just a name").unwrap();
+    u.create("d/moved", "too").unwrap();
+    u.rename("d/moved", "d/.wh.b").unwrap();
+    u.mkdir("sub").unwrap();
+    u.create("sub/.wh..wh..opq", "x").unwrap();
+    let expected = ".wh.a = just a name\n a = 1\n d/.wh.b = too\n d/b = 1\n d/c = 1\n sub/.wh..wh..opq = x\n x = 1";
+    u.shows(expected);
+    let u = u.reopen();
+    u.shows(expected);
+    u.unlink(".wh.a").unwrap();
+    u.unlink("x").unwrap();
+    u.reopen().shows("a = 1\n d/.wh.b = too\n d/b = 1\n d/c = 1\n sub/.wh..wh..opq = x");
 }
 
 #[test]

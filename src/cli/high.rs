@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::cli::known;
 use crate::cli::low::LowArgs;
 use crate::cli::options::{self, RawOption};
+use crate::cli::{ids, known};
 use crate::fuse::mount::{MountOptions, Target};
 use crate::overlay::config::{Config, Fsync, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
 use crate::sys::process::MountFlags;
@@ -153,7 +153,7 @@ impl Reading {
             "nooverride_creds" => {
                 return Err(refusal(option, "not supported: layers are accessed as the user who mounts"));
             }
-            "squash_to_root" => return Err(refusal(option, "not supported yet")),
+            "squash_to_root" => ids::squash_to_root(&mut self.config.ids),
             "remount" | "bind" | "rbind" | "move" => return Err(refusal(option, "not supported: unmount and mount")),
             "lowerdir" | "lowerdir+" | "datadir+" | "upperdir" | "workdir" | "redirect_dir" | "index" | "uuid"
             | "nfs_export" | "xino" | "metacopy" | "verity" | "fsync" | "timeout" | "threads" | "writeback"
@@ -197,7 +197,10 @@ impl Reading {
             "max_read" => self.mount.max_read = Some(number(option, value, 4096, u32::MAX)?),
             "fsname" => self.mount.fsname = name(option, value)?,
             "subtype" => self.mount.subtype = name(option, value)?,
-            _ => return self.not_yet(key, value, option),
+            _ => match ids::assign(&mut self.config.ids, key, value) {
+                Some(result) => result.map_err(|reason| refusal(option, reason))?,
+                None => return self.not_yet(key, value, option),
+            },
         }
         Ok(())
     }
@@ -211,7 +214,6 @@ impl Reading {
             "verity" => (&["off"], &["on", "require"]),
             "uuid" => (&["auto", "null", "off", "on"], &[]),
             "xattr_permissions" => (&["0"], &["1", "2"]),
-            "uidmapping" | "gidmapping" | "squash_to_uid" | "squash_to_gid" => return Err(refusal(option, no)),
             _ => {
                 self.unknown.push(option.typed.clone());
                 return Ok(());
@@ -398,11 +400,8 @@ mod tests {
             ("index=on", "index=on: not supported yet"),
             ("nfs_export=on", "nfs_export=on: not supported yet"),
             ("verity=require", "verity=require: not supported yet"),
-            ("uidmapping=:0:1000:1", "uidmapping=:0:1000:1: not supported yet"),
-            ("gidmapping=0:1000:1", "gidmapping=0:1000:1: not supported yet"),
-            ("squash_to_root", "squash_to_root: not supported yet"),
-            ("squash_to_uid=0", "squash_to_uid=0: not supported yet"),
-            ("squash_to_gid=0", "squash_to_gid=0: not supported yet"),
+            ("uidmapping=:0:1000", "uidmapping=:0:1000: must be triples DISK:SHOWN:COUNT"),
+            ("squash_to_uid=x", "squash_to_uid=x: must be a number from 0 to 4294967294"),
             ("xattr_permissions=2", "xattr_permissions=2: not supported yet"),
             ("datadir+=d", "datadir+=d: data-only layers are not supported yet"),
             ("allow_root", "allow_root: not supported: only allow_other is enforced by the kernel"),

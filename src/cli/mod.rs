@@ -6,6 +6,7 @@
 
 pub mod daemon;
 pub mod high;
+mod ids;
 mod known;
 pub mod low;
 pub mod options;

@@ -72,7 +72,8 @@ impl Overlay {
         }
         self.copy_up(&node)?;
         if set.uid.is_some() || set.gid.is_some() {
-            self.with_real(&node, |at, _| sys::chown(at, set.uid, set.gid))?;
+            let (uid, gid) = self.owner_on_disk(set.uid, set.gid);
+            self.with_real(&node, |at, _| self.chown_on_disk(at, uid, gid))?;
         }
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
             // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
@@ -80,7 +81,7 @@ impl Overlay {
                 // Root's writes leave suid as it is; their herald follows on the removal of a capability.
                 let may = match caller.uid {
                     0 => self.capability_dropped.swap(0, Ordering::Relaxed) != id,
-                    uid => uid == sys::stat(at)?.uid,
+                    uid => uid == self.shown(&node, sys::stat(at)?).uid,
                 };
                 if may { self.kill_privileges(caller, &node, at) } else { Ok(()) }
             })?;

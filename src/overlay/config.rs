@@ -21,6 +21,32 @@ pub struct Config {
     pub fsync: Fsync,
     /// How deletions are written.
     pub whiteouts: Whiteouts,
+    /// Which users and groups callers see for those on disk.
+    pub ids: IdMapping,
+}
+
+/// Which users and groups callers see for those on disk (fuse-overlayfs's `uidmapping`, `gidmapping`, `squash_to_*`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMapping {
+    /// Users; as they are, if empty.
+    pub uids: Vec<IdRange>,
+    /// Groups; as they are, if empty.
+    pub gids: Vec<IdRange>,
+    /// Everything shows as this user's.
+    pub squash_uid: Option<u32>,
+    /// Everything shows as this group's.
+    pub squash_gid: Option<u32>,
+}
+
+/// So many ids on disk that callers see as others, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first on disk.
+    pub disk: u32,
+    /// The first that is shown.
+    pub shown: u32,
+    /// How many; never 0, and never past the largest id.
+    pub count: u32,
 }
 
 /// The writable layer.

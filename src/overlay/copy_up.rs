@@ -104,7 +104,7 @@ impl Overlay {
             kind => sys::mknod(work.fd(), temporary.name(), kind, 0o600, stat.rdev)?,
         }
         let to = copy.as_ref().map_or(temporary.at(), |(copy, _)| At::Fd(copy.as_fd()));
-        self.give_owner(to, stat)?;
+        let mode = self.give_owner(to, stat)?;
         // Before the ACL and the mode, which may refuse a server that is not root.
         let mut number = Number::Changed;
         if self.keeps_origin(node, stat) {
@@ -113,7 +113,7 @@ impl Overlay {
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
         if node.kind != Kind::Symlink {
-            sys::chmod(to, self.movable_mode(node.kind, stat.mode))?;
+            sys::chmod(to, self.movable_mode(node.kind, mode))?;
         }
         sys::set_times(to, SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
         if let Some((copy, effort)) = &copy
@@ -147,13 +147,24 @@ impl Overlay {
         Ok((copy, effort))
     }
 
-    /// Gives a copy the owner of the original, if the server may; an owner that is the server's already is left alone.
-    pub(super) fn give_owner(&self, to: At<'_>, stat: &Stat) -> Result<()> {
+    /// Gives a copy the owner of the original, and returns the mode that it may have. An owner that it has already is left
+    /// alone. What a server without the right to give things away copies up is its own from then on, as everything is
+    /// that such a user copies; nothing runs with the rights of an owner who did not say so.
+    pub(super) fn give_owner(&self, to: At<'_>, stat: &Stat) -> Result<u32> {
         let current = sys::stat(to)?;
         if (current.uid, current.gid) == (stat.uid, stat.gid) {
-            return Ok(());
+            return Ok(stat.mode);
         }
-        sys::chown(to, Some(stat.uid), Some(stat.gid))
+        match sys::chown(to, Some(stat.uid), Some(stat.gid)) {
+            // Not the server's to give, or no id at all in its user namespace.
+            Err(Errno::EPERM | Errno::EINVAL) => {}
+            result => return result.map(|()| stat.mode),
+        }
+        // The group is one that the server may be in.
+        let group = current.gid == stat.gid || sys::chown(to, None, Some(stat.gid)).is_ok();
+        let owner = current.uid == stat.uid;
+        let lost = if owner { 0 } else { libc::S_ISUID } | if group { 0 } else { libc::S_ISGID };
+        Ok(stat.mode & !lost)
     }
 
     /// Whether a copy stays recognisable as one: not one of several links of a lower file, which part on copy-up.

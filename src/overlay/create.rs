@@ -73,6 +73,7 @@ impl Overlay {
     /// Makes a regular file without a name (`O_TMPFILE`). It can be given one by [`Overlay::link`].
     pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32) -> Result<Entry> {
         let parent = self.node(parent)?;
+        let caller = self.caller_on_disk(caller);
         self.copy_up(&parent)?;
         let dir = self.dir_fd(&parent, UPPER)?;
         // Group and ACLs as for a name in that directory.
@@ -84,7 +85,7 @@ impl Overlay {
         let inherits_group = sys::stat(At::Fd(dir.as_fd()))?.mode & libc::S_ISGID != 0;
         let gid = if inherits_group { made.gid } else { caller.gid };
         if (made.uid, made.gid) != (caller.uid, gid) {
-            sys::chown(at, Some(caller.uid), Some(gid))?;
+            self.chown_on_disk(at, Some(caller.uid), Some(gid))?;
             // A change of owner takes suid and sgid away.
             sys::chmod(at, made.mode)?;
         }
@@ -99,7 +100,7 @@ impl Overlay {
         let _names = parent_dir.names.write();
         let target = Target { parent: &parent, dir: dir.as_fd(), name };
         self.claim_name(&parent, target.dir, name)?;
-        let file = self.make_in_upper(caller, &target, what)?;
+        let file = self.make_in_upper(&self.caller_on_disk(caller), &target, what)?;
         self.listings.forget(parent.id);
         self.drop_wh_name(&parent, target.dir, name)?;
         if let What::Link(node) = what {
@@ -235,7 +236,7 @@ impl Overlay {
         let gid = if inherits_group { parent.gid } else { caller.gid };
         let made = sys::stat(at)?;
         if (made.uid, made.gid) != (caller.uid, gid) {
-            sys::chown(at, Some(caller.uid), Some(gid))?;
+            self.chown_on_disk(at, Some(caller.uid), Some(gid))?;
         }
         if let What::Node { kind, mode, .. } = what {
             let mode = mode & 0o7777 | if inherits_group && kind == Kind::Dir { libc::S_ISGID } else { 0 };

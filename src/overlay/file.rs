@@ -119,7 +119,7 @@ impl Overlay {
     /// Clears suid, and sgid where the group may execute or the caller is not in it. The capability goes with every
     /// write of the server itself.
     pub(super) fn kill_privileges(&self, caller: &Caller, node: &Node, at: At<'_>) -> Result<()> {
-        let Stat { mode, gid, .. } = sys::stat(at)?;
+        let Stat { mode, gid, .. } = self.shown(node, sys::stat(at)?);
         let mut cleared = mode & !libc::S_ISUID;
         if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !caller.is_in_group(gid)) {
             cleared &= !libc::S_ISGID;

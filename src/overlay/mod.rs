@@ -11,6 +11,7 @@ mod cache;
 mod copy_up;
 mod create;
 mod file;
+mod idmap;
 mod ino;
 mod layer;
 mod node;

@@ -179,9 +179,9 @@ impl Overlay {
         let temporary = work.temporary();
         let stat = sys::stat(At::Fd(inside.as_fd()))?;
         sys::mkdir(work.fd(), temporary.name(), 0o700)?;
-        self.give_owner(temporary.at(), &stat)?;
+        let mode = self.give_owner(temporary.at(), &stat)?;
         self.copy_xattrs(At::Fd(inside.as_fd()), temporary.at(), UPPER)?;
-        sys::chmod(temporary.at(), stat.mode)?;
+        sys::chmod(temporary.at(), mode)?;
         self.set_opaque(temporary.at())?;
         sys::rename(temporary.pair(), (dir, name), RenameFlags::EXCHANGE)
     }

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use super::cache::FdCache;
 use super::config::{Config, SetupError, Upper, Whiteouts, XattrNamespace};
+use super::idmap::Ids;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
@@ -77,6 +78,7 @@ impl Overlay {
             namespace,
             device_whiteouts,
             fsync: config.fsync,
+            ids: Ids::new(&config.ids),
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             dirs: FdCache::new((limit / 4).clamp(16, 4096)),
             readers: FdCache::new((limit / 8).clamp(16, 2048)),

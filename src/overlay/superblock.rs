@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 
 use super::cache::FdCache;
 use super::config::Fsync;
+use super::idmap::Ids;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
@@ -32,6 +33,8 @@ pub struct Overlay {
     pub(super) fsync: Fsync,
     /// Whether deletions are written as 0/0 devices; as `.wh.` names where not.
     pub(super) device_whiteouts: bool,
+    /// What becomes of users and groups; nothing, mostly.
+    pub(super) ids: Option<Ids>,
     /// Who the server is: files of its own need no change of owner.
     pub(super) server: (u32, u32),
     pub(super) root: Arc<Node>,
@@ -264,6 +267,7 @@ impl Overlay {
     /// What callers see of a real object's attributes.
     pub(super) fn shown(&self, node: &Node, mut stat: Stat) -> Stat {
         stat.ino = node.ino();
+        self.show_ids(&mut stat);
         if stat.kind() != Kind::Dir && stat.nlink > 0 && node.is_nameless_lower() {
             // Its name is hidden by a whiteout; the lower layer keeps it.
             stat.nlink = 0;

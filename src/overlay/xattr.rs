@@ -194,7 +194,7 @@ impl Overlay {
         match self.with_real(&node, |at, _| sys::get_xattr(at, &name)) {
             // A layer without ACLs has none to show; to the kernel, any other error would mean that nobody may look.
             Err(Errno::ENOTSUP) if name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT => Err(Errno::ENODATA),
-            result => result,
+            result => Ok(self.xattr_shown(&name, result?)),
         }
     }
 
@@ -221,6 +221,8 @@ impl Overlay {
         let node = self.node(id)?;
         self.namespace.check(name)?;
         let name = self.namespace.escape(name);
+        let changed = self.xattr_on_disk(&name, value);
+        let value = changed.as_deref().unwrap_or(value);
         self.copy_up(&node)?;
         self.with_real(&node, |at, _| sys::set_xattr(at, &name, value, flags))?;
         self.xattr_changed(&node, &name);

@@ -9,7 +9,9 @@ pub const ACL_DEFAULT: &str = "system.posix_acl_default";
 
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
+const USER: u16 = 0x02;
 const GROUP_OBJ: u16 = 0x04;
+const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
@@ -44,6 +46,17 @@ impl Acl {
         value
     }
 
+    /// The same ACL with other ids in the entries of named users and groups.
+    #[must_use]
+    pub fn with_ids(&self, uid: impl Fn(u32) -> u32, gid: impl Fn(u32) -> u32) -> Acl {
+        let changed = |&(tag, perm, id): &(u16, u16, u32)| match tag {
+            USER => (tag, perm, uid(id)),
+            GROUP => (tag, perm, gid(id)),
+            _ => (tag, perm, id),
+        };
+        Acl(self.0.iter().map(changed).collect())
+    }
+
     /// The access ACL of an object made with `mode` below a directory whose default ACL this is, and the mode that
     /// results. `None` in place of the ACL when the mode bits say it all.
     #[must_use]
@@ -73,8 +86,6 @@ impl Acl {
 mod tests {
     use super::*;
 
-    const NAMED_USER: u16 = 0x02;
-
     #[test]
     fn a_minimal_default_acl_becomes_mode_bits() {
         let acl = Acl(vec![(USER_OBJ, 7, 0), (GROUP_OBJ, 5, 0), (OTHER, 0, 0)]);
@@ -83,10 +94,9 @@ mod tests {
 
     #[test]
     fn the_mask_takes_the_group_bits() {
-        let acl = Acl(vec![(USER_OBJ, 7, 0), (NAMED_USER, 7, 1000), (GROUP_OBJ, 7, 0), (MASK, 7, 0), (OTHER, 5, 0)]);
+        let acl = Acl(vec![(USER_OBJ, 7, 0), (USER, 7, 1000), (GROUP_OBJ, 7, 0), (MASK, 7, 0), (OTHER, 5, 0)]);
         let (inherited, mode) = acl.inherit(0o2640);
-        let expected =
-            Acl(vec![(USER_OBJ, 6, 0), (NAMED_USER, 7, 1000), (GROUP_OBJ, 7, 0), (MASK, 4, 0), (OTHER, 0, 0)]);
+        let expected = Acl(vec![(USER_OBJ, 6, 0), (USER, 7, 1000), (GROUP_OBJ, 7, 0), (MASK, 4, 0), (OTHER, 0, 0)]);
         assert_eq!(inherited, Some(expected.clone()));
         assert_eq!(mode, 0o2640);
         assert_eq!(Acl::parse(&expected.to_xattr()), Some(expected));

@@ -45,7 +45,7 @@ fn a_refusal_is_one_line_that_names_the_option_and_status_1() {
         (&["-o", "lowerdir=l,upperdir=u", merged], "upperdir=u: needs a workdir= as well"),
         (&["-o", "lowerdir=l,redirect_dir=on", merged], "redirect_dir=on: not supported yet"),
         (&["-o", "lowerdir=l,metacopy=on", merged], "metacopy=on: not supported yet"),
-        (&["-o", "lowerdir=l,uidmapping=0:1:1", merged], "uidmapping=0:1:1: not supported yet"),
+        (&["-o", "lowerdir=l,uidmapping=0:1", merged], "uidmapping=0:1: must be triples DISK:SHOWN:COUNT"),
         (&["-o", "lowerdir=l,threads=many", merged], "threads=many: must be a number from 1 to 1024"),
         (&["-o", "lowerdir=l", "/nonexistent"], "mountpoint=/nonexistent: No such file or directory"),
         (&["-o", "lowerdir=l", file], &not_a_directory),

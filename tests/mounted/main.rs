@@ -16,6 +16,7 @@ mod mounting;
 mod names;
 mod numbers;
 mod open_files;
+mod owners;
 mod removal;
 mod rights;
 mod users;

@@ -95,18 +95,47 @@ fn a_read_only_lower_directory_can_be_changed_by_its_owner() {
 
 #[test]
 fn a_lower_file_that_is_not_the_users_can_be_removed_and_replaced() {
-    // Not in a namespace of one id: there the file's owner has no number, and FUSE lets nobody remove such a file.
-    match missing(Way::Fusermount) {
+    // In a namespace of one id the file's owner has no number there.
+    both_ways(
+        "mkdir -p system/dir; echo root > system/dir/file; chmod 755 system system/dir; chmod 444 system/dir/file
+        chown 65534:65534 system/dir system",
+        "LOWERS=system; union
+        [ \"$(cat merged/dir/file)\" = root ]
+        if [ \"$WAY\" = fusermount ]; then ! (echo x >> merged/dir/file) 2>/dev/null; fi
+        echo mine > merged/dir/new; mv -f merged/dir/new merged/dir/file; [ \"$(cat merged/dir/file)\" = mine ]
+        rm -f merged/dir/file; [ ! -e merged/dir/file ]",
+    );
+}
+
+#[test]
+fn a_lower_file_that_is_not_the_users_can_be_moved_and_written_as_its_mode_says() {
+    plyfs_only!();
+    both_ways(
+        "mkdir -p system/dir; for name in moved open sub/x suid; do mkdir -p system/dir/$(dirname $name)
+        echo root > system/dir/$name; done; chown 65534:65534 system/dir system; chmod 666 system/dir/open
+        chmod 6755 system/dir/suid; chmod 755 system system/dir system/dir/sub; chmod 1777 system/dir/sub",
+        "LOWERS=system; union
+        mv merged/dir/moved merged/dir/elsewhere; [ \"$(cat merged/dir/elsewhere)\" = root ]
+        echo more >> merged/dir/open; [ \"$(wc -l < merged/dir/open)\" = 2 ]
+        touch merged/dir/sub/new; [ \"$(stat -c %U%a upper/dir/sub)\" = \"$(id -un)1777\" ]
+        # The copy is the user's; it must not run as the user for whoever calls it.
+        mv merged/dir/suid merged/dir/plain; [ \"$(stat -c %a upper/dir/plain)\" = 755 ]
+        [ \"$(stat -c %u upper/dir/elsewhere)\" = \"$(id -u)\" ]",
+    );
+}
+
+#[test]
+fn in_a_namespace_of_one_id_every_owner_has_a_number() {
+    plyfs_only!();
+    match missing(Way::Namespace) {
         Some(why) => skipped(why),
         None => drop(script(
-            Way::Fusermount,
-            "mkdir -p system/dir; echo root > system/dir/file; chmod 755 system system/dir; chmod 444 system/dir/file
-            chown 65534:65534 system/dir system",
+            Way::Namespace,
+            "mkdir -p system/dir; echo root > system/dir/file; chmod 444 system/dir/file",
             "LOWERS=system; union
-            [ \"$(cat merged/dir/file)\" = root ]
-            ! (echo x >> merged/dir/file) 2>/dev/null
-            echo mine > merged/dir/new; mv -f merged/dir/new merged/dir/file; [ \"$(cat merged/dir/file)\" = mine ]
-            rm -f merged/dir/file; [ ! -e merged/dir/file ]",
+            [ \"$(stat -c %u:%g merged/dir merged/dir/file)\" = \"$(printf '0:0\\n0:0')\" ]
+            chmod 600 merged/dir/file; echo x >> merged/dir/file; [ \"$(stat -c %u%a upper/dir/file)\" = 0600 ]
+            rm -r merged/dir; [ ! -e merged/dir ]",
         )),
     }
 }

@@ -12,6 +12,7 @@ mod copy_up;
 mod create;
 mod file;
 mod fixture;
+mod idmap;
 mod links;
 mod memory;
 mod model;

@@ -239,6 +239,7 @@ impl Overlay {
             self.table.rekey(node, Key::Real(real));
             state.layer = UPPER;
             state.real = real;
+            node.xattrs.forget();
             self.readers.remove(&node.id);
         }
         self.listings.forget(parent.id);

@@ -27,6 +27,7 @@ mod watch;
 mod whiteout;
 mod workdir;
 mod xattr;
+mod xattr_known;
 
 pub use attr::SetAttr;
 pub use config::{Config, SetupError};

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::watch::{OwnChange, Watches};
+use super::xattr_known::XattrsKnown;
 use crate::sys::{Kind, Stat};
 
 /// The number by which the kernel knows a node. Never used twice in the life of a mount.
@@ -43,6 +44,8 @@ pub struct Node {
     pub(super) state: RwLock<State>,
     /// When it was last changed through the union.
     pub(super) own_change: OwnChange,
+    /// Which extended attributes it is known not to have.
+    pub(super) xattrs: XattrsKnown,
     /// What only directories have.
     pub(super) dir: Option<Box<DirState>>,
 }
@@ -162,6 +165,7 @@ impl Node {
             copying: Mutex::new(()),
             state: RwLock::new(State { place, layer, real, pins: Pins::default() }),
             own_change: OwnChange::default(),
+            xattrs: XattrsKnown::default(),
             dir: (kind == Kind::Dir).then(Box::default),
         }
     }

@@ -319,6 +319,8 @@ impl Overlay {
     /// The node is at that end from now on.
     fn settle(&self, node: &Arc<Node>, state: &mut State, end: &End) {
         state.place = Place::In { parent: end.parent.clone(), name: end.name.clone() };
+        // It may not have been watched there until now.
+        node.xattrs.forget();
         self.let_go(self.table.moved(node, Some(&end.parent)));
     }
 

@@ -322,6 +322,7 @@ impl Overlay {
                 node
             }
         };
+        node.xattrs.see(&found.stat);
         for (layer, fd) in found.fds {
             self.dirs.insert((node.id, layer), Arc::new(fd));
         }
@@ -355,12 +356,14 @@ impl Overlay {
             if !state.place.is(parent, name) && !matches!(state.place, Place::Root) {
                 state.place = Place::In { parent: parent.clone(), name: name.clone() };
                 state.pins.object = None;
+                node.xattrs.forget();
                 gone = self.table.moved(node, Some(parent));
             }
             let real = RealId::of(&found.stat);
             if state.real != real || state.layer != found.layer {
                 self.readers.remove(&node.id);
                 self.writers.remove(&node.id);
+                node.xattrs.forget();
             }
             state.layer = found.layer;
             state.real = real;

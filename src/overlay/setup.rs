@@ -22,6 +22,7 @@ use super::table::Table;
 use super::whiteout::WH_OPAQUE;
 use super::workdir::{WorkDir, can_make_devices};
 use super::xattr::{Mark, Namespace, Opacity};
+use super::xattr_known::Epoch;
 use crate::errno::Errno;
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
 
@@ -87,6 +88,7 @@ impl Overlay {
             crossing: RwLock::new(()),
             renaming: RwLock::new(()),
             capability_dropped: std::sync::atomic::AtomicU64::new(0),
+            foreign_changes: Epoch::default(),
             listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),
         };

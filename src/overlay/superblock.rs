@@ -20,6 +20,7 @@ use super::table::Table;
 use super::watch::{Listener, Watcher};
 use super::workdir::WorkDir;
 use super::xattr::Namespace;
+use super::xattr_known::Epoch;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, FsStat, Kind, Stat};
 
@@ -55,6 +56,8 @@ pub struct Overlay {
     pub(super) renaming: RwLock<()>,
     /// The node of which a capability was removed last; see [`Overlay::setattr`].
     pub(super) capability_dropped: AtomicU64,
+    /// What others changed in the layers, for what is believed of extended attributes.
+    pub(super) foreign_changes: Epoch,
     /// Who is told of changes; set once watching has begun.
     pub(super) listener: OnceLock<Arc<dyn Listener>>,
     /// Set once watching has begun.

@@ -294,6 +294,7 @@ impl Overlay {
                     (Happening::Change, Some(name)) => self.object_happened(listener, &node, layer, name),
                     (Happening::Change, None) => self.directory_happened(listener, &node, layer),
                     (Happening::Ended, _) => {
+                        self.foreign_changes.end();
                         if let Some(dir) = &node.dir {
                             dir.watches.0.lock().retain(|(_, known)| *known != watch);
                         }
@@ -318,6 +319,7 @@ impl Overlay {
         if layer == UPPER && self.is_as_known(watcher, dir, name) {
             return;
         }
+        self.foreign_changes.end();
         if let (Some(name), Some(state)) = (super::whiteout::hidden_name(name), &dir.dir) {
             state.wh_names.store(0, Ordering::Relaxed);
             for lower in state.lowers.read().iter() {
@@ -352,9 +354,12 @@ impl Overlay {
         let node =
             self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
         let Some(node) = node else { return };
+        // Even if the last change was the union's own: it may have come right after one that was not.
+        node.xattrs.forget();
         if layer == UPPER && node.own_change.is(&stat) {
             return;
         }
+        self.foreign_changes.end();
         if node.state.read().layer == layer {
             listener.object_changed(node.id);
         }
@@ -367,9 +372,11 @@ impl Overlay {
     /// A watched directory itself changed in a layer.
     fn directory_happened(&self, listener: &dyn Listener, node: &Arc<Node>, layer: LayerIndex) {
         let Ok(fd) = self.dir_fd(node, layer) else { return };
+        node.xattrs.forget();
         if layer == UPPER && sys::stat(At::Fd(fd.as_fd())).is_ok_and(|stat| node.own_change.is(&stat)) {
             return;
         }
+        self.foreign_changes.end();
         listener.object_changed(node.id);
     }
 
@@ -398,6 +405,7 @@ impl Overlay {
 
     /// Takes back everything that was said of a layer's objects, after events were lost.
     fn forget_everything(&self, listener: &dyn Listener, layer: LayerIndex) {
+        self.foreign_changes.end();
         for node in self.table.nodes() {
             let (place, real) = {
                 let state = node.state.read();

@@ -190,6 +190,9 @@ impl Overlay {
     pub fn getxattr(&self, id: super::NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(id)?;
         self.namespace.check(name)?;
+        if self.lacks_xattr(&node, name)? {
+            return Err(Errno::ENODATA);
+        }
         let name = self.namespace.escape(name);
         match self.with_real(&node, |at, _| sys::get_xattr(at, &name)) {
             // A layer without ACLs has none to show; to the kernel, any other error would mean that nobody may look.
@@ -198,17 +201,22 @@ impl Overlay {
         }
     }
 
+    /// What callers call an attribute by its name on disk; `None` for what is hidden.
+    pub(super) fn shown_name(&self, name: &[u8]) -> Option<Vec<u8>> {
+        self.namespace.unescape(name)
+    }
+
     /// The names of the attributes that the caller may see, each ended by a NUL.
     pub fn listxattr(&self, caller: &Caller, id: super::NodeId) -> Result<Vec<u8>> {
         let node = self.node(id)?;
-        let list = self.with_real(&node, |at, _| sys::list_xattr(at))?;
+        let list = self.list_xattrs(&node)?;
         let mut shown = Vec::with_capacity(list.len());
         for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             // As the kernel's ovl_can_list: trusted names are for the privileged.
             if name.starts_with(b"trusted.") && caller.uid != 0 {
                 continue;
             }
-            if let Some(name) = self.namespace.unescape(name) {
+            if let Some(name) = self.shown_name(name) {
                 shown.extend_from_slice(&name);
                 shown.push(0);
             }
@@ -257,6 +265,7 @@ impl Overlay {
     }
 
     fn xattr_changed(&self, node: &Arc<Node>, name: &OsStr) {
+        node.xattrs.forget();
         let noted = self.with_real(node, |at, _| {
             self.note_change(node, at);
             Ok(())

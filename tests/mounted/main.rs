@@ -20,3 +20,4 @@ mod owners;
 mod removal;
 mod rights;
 mod users;
+mod xattrs;

@@ -110,7 +110,7 @@ fn a_difference_is_noticed() {
     }
     let _alone = ALONE.lock();
     let bench = Bench::new(Kind::Tmpfs).expect("root can mount a tmpfs");
-    let plain = scenario(&bench, 1, [Maker::Kernel; 2]);
+    let plain = scenario(&bench, 1, [Maker::Kernel; 2], "");
     let generator = || Box::new(Generator::new(1, Rights::Root));
     let calls = run(&bench, &plain, Source::Random { generator: generator(), count: 60 })
         .expect("the kernel does not differ from itself");
@@ -126,4 +126,17 @@ fn a_difference_is_noticed() {
         })
         .collect();
     assert!(lost.len() > 5, "only the loss of {lost:?} was noticed");
+}
+
+/// Options that change the on-disk format, the same on both sides.
+#[test]
+fn answers_with_options_as_the_kernels_overlay_does() {
+    const NAME: &str = "answers_with_options_as_the_kernels_overlay_does";
+    if !common::is_real_root() || !common::has_fuse() {
+        return common::skip(NAME, "needs root and /dev/fuse");
+    }
+    let _alone = ALONE.lock();
+    if let Err(report) = Campaign::with_options().go() {
+        panic!("plyfs differs from the kernel's overlay:\n{report}");
+    }
 }

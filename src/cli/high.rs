@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::cli::features::Asked;
 use crate::cli::low::LowArgs;
 use crate::cli::options::{self, RawOption};
 use crate::cli::{ids, known};
@@ -42,6 +43,8 @@ pub struct HighArgs {
     pub foreground: bool,
     /// Log every request.
     pub debug: bool,
+    /// What the caller should be told of how options were understood.
+    pub notices: Vec<String>,
     /// Options that nobody knows, as typed.
     pub unknown: Vec<String>,
 }
@@ -90,6 +93,7 @@ struct Reading {
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
     config: Config,
+    features: Asked,
     mount: MountOptions,
     serving: Serving,
     debug: bool,
@@ -110,6 +114,7 @@ impl Reading {
                 whiteouts: if caller.whiteout_names { Whiteouts::Names } else { Whiteouts::Auto },
                 ..Config::default()
             },
+            features: Asked::default(),
             mount: MountOptions {
                 target: Target::Directory(PathBuf::new()),
                 flags: if root { flags } else { flags | MountFlags::NOSUID },
@@ -197,6 +202,7 @@ impl Reading {
             "max_read" => self.mount.max_read = Some(number(option, value, 4096, u32::MAX)?),
             "fsname" => self.mount.fsname = name(option, value)?,
             "subtype" => self.mount.subtype = name(option, value)?,
+            _ if self.features.take(key, value, option)? => {}
             _ => match ids::assign(&mut self.config.ids, key, value) {
                 Some(result) => result.map_err(|reason| refusal(option, reason))?,
                 None => return self.not_yet(key, value, option),
@@ -209,7 +215,6 @@ impl Reading {
     fn not_yet(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<(), SetupError> {
         let no = "not supported yet";
         let (harmless, refused): (&[&str], &[&str]) = match key {
-            "redirect_dir" => (&["off", "nofollow", "follow"], &["on"]),
             "index" | "nfs_export" | "metacopy" => (&["off"], &["on"]),
             "verity" => (&["off"], &["on", "require"]),
             "uuid" => (&["auto", "null", "off", "on"], &[]),
@@ -235,6 +240,8 @@ impl Reading {
             let reason = format!("{} directories; at most {} are possible", self.lowers.len(), Config::MAX_LOWERS);
             return Err(SetupError::option("lowerdir", reason));
         }
+        let resolved = self.features.resolve()?;
+        self.config.features = resolved.features;
         self.config.lowers = self.lowers;
         self.config.upper = match (self.upper, self.work) {
             (Some(dir), Some(work)) => Some(Upper { dir, work }),
@@ -257,6 +264,7 @@ impl Reading {
             serving: self.serving,
             foreground: low.foreground || debug,
             debug,
+            notices: resolved.notices,
             unknown: self.unknown,
         })
     }
@@ -286,7 +294,7 @@ fn name(option: &RawOption, value: &[u8]) -> Result<OsString, SetupError> {
     Ok(OsString::from_vec(options::unescape(value)))
 }
 
-fn choice<T: Copy>(option: &RawOption, value: &[u8], words: &[(&str, T)]) -> Result<T, SetupError> {
+pub(super) fn choice<T: Copy>(option: &RawOption, value: &[u8], words: &[(&str, T)]) -> Result<T, SetupError> {
     words.iter().find(|(word, _)| word.as_bytes() == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
         let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         refusal(option, &format!("must be {}", words.join(" or ")))
@@ -394,8 +402,7 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         let table = [
-            ("redirect_dir=on", "redirect_dir=on: not supported yet"),
-            ("redirect_dir=maybe", "redirect_dir=maybe: must be off or nofollow or follow or on"),
+            ("redirect_dir=maybe", "redirect_dir=maybe: must be on or follow or nofollow or off"),
             ("metacopy=on", "metacopy=on: not supported yet"),
             ("index=on", "index=on: not supported yet"),
             ("nfs_export=on", "nfs_export=on: not supported yet"),

@@ -5,6 +5,7 @@
 //! everything before the layers has been found to be in order.
 
 pub mod daemon;
+mod features;
 pub mod high;
 mod ids;
 mod known;
@@ -53,6 +54,9 @@ pub fn run(line: Vec<OsString>) -> ExitCode {
         Ok(args) => args,
         Err(error) => return refuse(&error),
     };
+    for notice in &args.notices {
+        eprintln!("plyfs: {notice}");
+    }
     for option in &args.unknown {
         eprintln!("unknown argument ignored: {option}");
     }

@@ -23,6 +23,8 @@ pub struct Config {
     pub whiteouts: Whiteouts,
     /// Which users and groups callers see for those on disk.
     pub ids: IdMapping,
+    /// The parts of the on-disk format that are there for who asks for them.
+    pub features: Features,
 }
 
 /// Which users and groups callers see for those on disk (fuse-overlayfs's `uidmapping`, `gidmapping`, `squash_to_*`).
@@ -47,6 +49,28 @@ pub struct IdRange {
     pub shown: u32,
     /// How many; never 0, and never past the largest id.
     pub count: u32,
+}
+
+/// The parts of the on-disk format that are off unless asked for, as the kernel's overlay has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Whether directories that a lower has can be renamed.
+    pub redirect_dir: RedirectDir,
+}
+
+/// What is done about redirects: marks on renamed directories that tell where the lower part lies (the kernel's
+/// `redirect_dir`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RedirectDir {
+    /// They are followed, and written when a directory that a lower has is renamed.
+    On,
+    /// They are followed.
+    Follow,
+    /// They are not followed (`EPERM`).
+    NoFollow,
+    /// They are followed if only the privileged can write them, as by the kernel's default.
+    #[default]
+    Off,
 }
 
 /// The writable layer.

@@ -46,6 +46,11 @@ impl Layers {
         }
     }
 
+    /// The lowest layer whose directories are merged.
+    pub fn last_merged(&self) -> LayerIndex {
+        LayerIndex::try_from(self.lowers.len()).unwrap_or(LayerIndex::MAX)
+    }
+
     /// The file system of a device, if a layer lies on it.
     pub fn filesystem(&self, dev: u64) -> Option<(usize, &FileSystem)> {
         self.filesystems.iter().enumerate().find(|(_, fs)| fs.dev == dev)

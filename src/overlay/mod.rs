@@ -17,6 +17,7 @@ mod layer;
 mod node;
 mod origin;
 mod readdir;
+mod redirect;
 mod remove;
 mod rename;
 mod resolve;

@@ -6,7 +6,7 @@
 //! A node stays the same over copy-up and rename. All names of one upper inode are one node; the names of a lower inode
 //! with several links are a node each, because each is copied up on its own (the kernel's `index=off`).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -117,10 +117,15 @@ pub(super) struct DirState {
     pub default_acl: AtomicU8,
 }
 
+/// Names from a layer's root down to an object.
+pub(super) type LayerPath = Arc<[OsString]>;
+
 /// One lower directory of a merged directory.
 #[derive(Debug, Default)]
 pub(super) struct LowerDir {
     pub layer: LayerIndex,
+    /// Where it lies, if a redirect leads there; else it has the node's name in the parent's directory of that layer.
+    pub home: Option<LayerPath>,
     /// The inode number of this directory, 0 if it was not looked at.
     pub ino: u64,
     /// Whether whiteouts in it can be regular files with a mark (`opaque` is `x`).
@@ -133,6 +138,7 @@ impl Clone for LowerDir {
     fn clone(&self) -> LowerDir {
         LowerDir {
             layer: self.layer,
+            home: self.home.clone(),
             ino: self.ino,
             xwhiteouts: self.xwhiteouts,
             wh_names: AtomicU8::new(self.wh_names.load(Ordering::Relaxed)),
@@ -206,6 +212,18 @@ impl Node {
     /// The lower directories merged here; none for what is no directory.
     pub(super) fn lowers(&self) -> Arc<[LowerDir]> {
         self.dir.as_ref().map_or_else(|| Arc::from([]), |dir| dir.lowers.read().clone())
+    }
+
+    /// Where the node lies in a layer that a redirect led to.
+    pub(super) fn home(&self, layer: LayerIndex) -> Option<LayerPath> {
+        self.home_and_number(layer).map(|(home, _)| home)
+    }
+
+    /// The same with the inode number that was found there.
+    pub(super) fn home_and_number(&self, layer: LayerIndex) -> Option<(LayerPath, u64)> {
+        let dir = self.dir.as_ref().filter(|_| layer != UPPER)?;
+        let lowers = dir.lowers.read();
+        lowers.iter().find(|lower| lower.layer == layer).and_then(|lower| Some((lower.home.clone()?, lower.ino)))
     }
 
     /// Whether several real directories are merged here.

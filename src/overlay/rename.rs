@@ -1,7 +1,8 @@
 //! Renames, with `RENAME_NOREPLACE` and `RENAME_EXCHANGE`.
 //!
 //! Answers to the kernel's `ovl_rename`: what moves is copied up first; where a lower has the old name, a whiteout stays
-//! behind, in the same step; a directory that a lower shares in cannot be moved (`EXDEV`), which makes `mv` copy.
+//! behind, in the same step; a directory that a lower shares in is marked with where its lower part stays, or, without
+//! `redirect_dir=on`, cannot be moved (`EXDEV`), which makes `mv` copy.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 use smallvec::SmallVec;
 
-use super::node::{Node, NodeId, Place, State, UPPER};
+use super::node::{LowerDir, Node, NodeId, Place, State, UPPER};
 use super::resolve::From;
 use super::superblock::{Caller, Overlay};
 use super::xattr::Mark;
@@ -54,7 +55,7 @@ impl Overlay {
     /// Renames in one step.
     ///
     /// # Errors
-    /// `EXDEV` for a directory that a lower layer has or shares in; `ENOTEMPTY`, `ENOTDIR`, `EISDIR` as `rename(2)`.
+    /// `EXDEV` for a directory that a lower layer has or shares in, without `redirect_dir=on`; `ENOTEMPTY`, `ENOTDIR`, `EISDIR` as `rename(2)`.
     pub fn rename(&self, _caller: &Caller, from: (NodeId, &OsStr), to: (NodeId, &OsStr), how: Rename) -> Result<()> {
         let (old_parent, new_parent) = (self.node(from.0)?, self.node(to.0)?);
         if !old_parent.in_upper() || !new_parent.in_upper() {
@@ -89,15 +90,15 @@ impl Overlay {
     fn check_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
         let _names = self.names(parent)?.read();
         let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
-        if found.stat.is_dir() && (found.layer != UPPER || !found.lowers.is_empty()) {
+        if found.stat.is_dir() && !self.writes_redirects() && (found.layer != UPPER || !found.lowers.is_empty()) {
             return Err(Errno::EXDEV);
         }
         Ok(())
     }
 
-    /// A directory can be moved only if it is the upper's alone.
+    /// A directory can be moved if it is the upper's alone, or if it can be said where the rest of it stays.
     fn check_movable(&self, node: &Arc<Node>) -> Result<()> {
-        if node.kind == Kind::Dir && (!node.in_upper() || node.is_merged()) {
+        if node.kind == Kind::Dir && !self.writes_redirects() && (!node.in_upper() || node.is_merged()) {
             return Err(Errno::EXDEV);
         }
         Ok(())
@@ -171,8 +172,8 @@ impl Overlay {
         if old.parent.id != new.parent.id {
             self.keep_purity(target, &old.parent)?;
         }
-        self.hide_below(old, moving, new)?;
-        self.hide_below(new, target, old)?;
+        self.prepare_move(old, moving, new)?;
+        self.prepare_move(new, target, old)?;
         let on_disk = || sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE);
         self.swap_names(old, new, moving, Some(target), None, on_disk)
     }
@@ -205,7 +206,7 @@ impl Overlay {
                 (false, false) => {}
             }
         }
-        self.hide_below(old, moving, new)?;
+        self.prepare_move(old, moving, new)?;
         let whiteout_there = is_dir
             && new.node.is_none()
             && match sys::stat(new.at()) {
@@ -270,6 +271,7 @@ impl Overlay {
     ) -> Result<()> {
         let other = swapped.or(new.node.as_ref());
         let replaced = other.filter(|_| swapped.is_none());
+        let (mut homes, mut other_homes) = (self.homes(moving), swapped.and_then(|node| self.homes(node)));
         // Files in order of their ids, then the rename lock, then directories: the written order.
         let mut nodes: SmallVec<[&Arc<Node>; 2]> = other.into_iter().chain([moving]).collect();
         nodes.sort_by_key(|node| (node.kind == Kind::Dir, node.id));
@@ -296,12 +298,16 @@ impl Overlay {
             if *id == moving.id {
                 if state.place.is(&old.parent, &old.name) {
                     self.settle(moving, state, new);
+                    stay(moving, homes.take());
                 }
             } else if let Some(other) = other
                 && state.place.is(&new.parent, &new.name)
             {
                 match swapped {
-                    Some(_) => self.settle(other, state, old),
+                    Some(_) => {
+                        self.settle(other, state, old);
+                        stay(other, other_homes.take());
+                    }
                     None => self.lose_name(other, state),
                 }
             }
@@ -324,9 +330,12 @@ impl Overlay {
         self.let_go(self.table.moved(node, Some(&end.parent)));
     }
 
-    /// A directory that comes to where a lower has its name, or shares a parent with lowers, must be opaque before.
-    fn hide_below(&self, from: &End, moving: &Arc<Node>, to: &End) -> Result<()> {
-        if moving.kind == Kind::Dir && !to.parent.lowers().is_empty() {
+    /// A directory that lowers share in must tell before where they stay; another that comes to where a lower has its
+    /// name, or shares a parent with lowers, must be opaque before.
+    fn prepare_move(&self, from: &End, moving: &Arc<Node>, to: &End) -> Result<()> {
+        if moving.is_merged() {
+            self.set_redirect(moving, from.at(), from.parent.id == to.parent.id, false)?;
+        } else if moving.kind == Kind::Dir && !to.parent.lowers().is_empty() {
             self.set_opaque(from.at())?;
         }
         Ok(())
@@ -376,6 +385,13 @@ impl Overlay {
         let (first, second) = if a.id < b.id { (a, b) } else { (b, a) };
         let first = self.names(first)?.write();
         Ok((first, Some(self.names(second)?.write())))
+    }
+}
+
+/// The lower parts of a directory that was moved stay where they are.
+fn stay(node: &Node, homes: Option<Arc<[LowerDir]>>) {
+    if let (Some(dir), Some(homes)) = (&node.dir, homes) {
+        *dir.lowers.write() = homes;
     }
 }
 

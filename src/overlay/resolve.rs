@@ -16,7 +16,7 @@ use super::origin::{Origin, inode_of};
 use super::superblock::{Caller, Entry, Lasting, Overlay};
 use super::table::{Interned, Key};
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
-use super::xattr::{Mark, Opacity};
+use super::xattr::{DirMarks, Mark, Opacity};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Stat};
 
@@ -30,7 +30,7 @@ pub(super) struct Found {
     /// The lower directories that are merged, topmost first; all of them, if the object is a lower directory.
     pub lowers: SmallVec<[LowerDir; 2]>,
     /// Directories that were opened on the way.
-    fds: SmallVec<[(LayerIndex, OwnedFd); 2]>,
+    pub fds: SmallVec<[(LayerIndex, OwnedFd); 2]>,
     /// The union's inode number of the file that this one was copied up from.
     origin: Option<u64>,
 }
@@ -43,6 +43,8 @@ enum Step {
     Hidden,
     /// An object; the flag says that whatever is below does not show.
     Object(Ends),
+    /// A directory the rest of which lies elsewhere.
+    Redirected(Vec<u8>),
 }
 
 /// Whether an object hides what lower layers have under its name.
@@ -94,6 +96,7 @@ impl Overlay {
                 Step::Absent | Step::Object(Ends::No) => {}
                 Step::Hidden => return Ok(None),
                 Step::Object(Ends::Yes) => return self.finish(parent, name, found),
+                Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, UPPER),
             }
         }
         for (position, lower) in lowers.iter().enumerate().filter(|(_, lower)| lower.layer >= first) {
@@ -102,6 +105,7 @@ impl Overlay {
                 Step::Absent => {}
                 Step::Hidden | Step::Object(Ends::Yes) => break,
                 Step::Object(Ends::No) => {}
+                Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, lower.layer),
             }
         }
         self.finish(parent, name, found)
@@ -113,7 +117,7 @@ impl Overlay {
             match self.look(parent, name, lower, Below::Something, &mut None)? {
                 Step::Absent => {}
                 Step::Hidden => return Ok(false),
-                Step::Object(..) => return Ok(true),
+                Step::Object(..) | Step::Redirected(_) => return Ok(true),
             }
         }
         Ok(false)
@@ -157,7 +161,7 @@ impl Overlay {
             }
             return Ok(Step::Object(Ends::Yes));
         }
-        let (opacity, fd) = self.look_into(at, below)?;
+        let (DirMarks { opacity, redirect }, fd) = self.look_into(parent, at, below, layer)?;
         let xwhiteouts = opacity == Opacity::Xwhiteouts;
         let hides = opacity == Opacity::Opaque
             || (below == Below::Something && self.wh_hides_below(parent, lower, name, &dir, fd.as_ref())?);
@@ -166,20 +170,30 @@ impl Overlay {
             found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, ..LowerDir::default() });
         }
         found.fds.extend(fd.map(|fd| (layer, fd)));
+        if let Some(redirect) = redirect.filter(|_| !hides && layer < self.layers.last_merged()) {
+            return Ok(Step::Redirected(redirect));
+        }
         Ok(Step::Object(if hides || below == Below::Nothing { Ends::Yes } else { Ends::No }))
     }
 
-    /// Whether a directory is opaque. It is opened for that, and kept open for who lists it next. With nothing below,
-    /// only an `x` would mean something, and that only to the last lower, which hides nothing.
-    fn look_into(&self, at: At<'_>, below: Below) -> Result<(Opacity, Option<OwnedFd>)> {
+    /// Whether a directory is opaque or redirected. It is opened for that, and kept open for who lists it next. With
+    /// nothing below, only a redirect to elsewhere means something, or an `x` to the last lower, which hides nothing.
+    fn look_into(
+        &self,
+        parent: &Arc<Node>,
+        at: At<'_>,
+        below: Below,
+        layer: LayerIndex,
+    ) -> Result<(DirMarks, Option<OwnedFd>)> {
         if below == Below::Nothing {
-            return Ok((Opacity::Transparent, None));
+            let redirect = self.redirect_of_last(parent, at, layer)?;
+            return Ok((DirMarks { redirect, ..DirMarks::default() }, None));
         }
         let At::Name(dir, name) = at else { return Err(Errno::EINVAL) };
         match sys::open_dir(dir, name) {
-            Ok(fd) => Ok((self.opacity(At::Fd(fd.as_fd()))?, Some(fd))),
+            Ok(fd) => Ok((self.dir_marks(At::Fd(fd.as_fd()))?, Some(fd))),
             // It may be looked at, if not into.
-            Err(Errno::EACCES) => Ok((self.opacity(at)?, None)),
+            Err(Errno::EACCES) => Ok((self.dir_marks(at)?, None)),
             Err(errno) => Err(errno),
         }
     }
@@ -206,6 +220,17 @@ impl Overlay {
             return Ok(true);
         }
         self.wh_hides(parent, lower, name, dir)
+    }
+
+    /// The rest of a directory lies elsewhere.
+    fn finish_elsewhere(
+        &self,
+        parent: &Arc<Node>,
+        found: Option<Found>,
+        redirect: &[u8],
+        above: LayerIndex,
+    ) -> Result<Option<Found>> {
+        found.map(|found| self.follow(parent, found, redirect, above)).transpose()
     }
 
     /// Adds what only an upper file needs: the number of the file that it was copied up from.
@@ -373,7 +398,10 @@ impl Overlay {
             let same = {
                 let known = dir.lowers.read();
                 known.len() == found.lowers.len()
-                    && known.iter().zip(&found.lowers).all(|(a, b)| a.layer == b.layer && a.ino == b.ino)
+                    && known
+                        .iter()
+                        .zip(&found.lowers)
+                        .all(|(a, b)| a.layer == b.layer && a.ino == b.ino && a.home == b.home)
             };
             if !same {
                 *dir.lowers.write() = found.lowers.iter().cloned().collect();
@@ -395,7 +423,7 @@ enum Below {
     Something,
 }
 
-fn exists(at: At<'_>) -> Result<bool> {
+pub(super) fn exists(at: At<'_>) -> Result<bool> {
     match sys::stat(at) {
         Ok(_) => Ok(true),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(false),

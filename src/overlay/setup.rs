@@ -80,6 +80,7 @@ impl Overlay {
             device_whiteouts,
             fsync: config.fsync,
             ids: Ids::new(&config.ids),
+            features: config.features,
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             dirs: FdCache::new((limit / 4).clamp(16, 4096)),
             readers: FdCache::new((limit / 8).clamp(16, 2048)),
@@ -107,7 +108,7 @@ impl Overlay {
         }
         for (layer, index) in self.layers.lowers.iter().zip(UPPER + 1..) {
             let at = At::Fd(layer.root.as_fd());
-            let opacity = self.opacity(at)?;
+            let opacity = self.dir_marks(at)?.opacity;
             let xwhiteouts = opacity == Opacity::Xwhiteouts;
             lowers.push(LowerDir { layer: index, ino: sys::stat(at)?.ino, xwhiteouts, ..LowerDir::default() });
             if is_opaque_by_name(layer)? {

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLock;
 
 use super::cache::FdCache;
-use super::config::Fsync;
+use super::config::{Features, Fsync};
 use super::idmap::Ids;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
@@ -32,6 +32,7 @@ pub struct Overlay {
     pub(super) namespace: Namespace,
     pub(super) numbers: InodeNumbers,
     pub(super) fsync: Fsync,
+    pub(super) features: Features,
     /// Whether deletions are written as 0/0 devices; as `.wh.` names where not.
     pub(super) device_whiteouts: bool,
     /// What becomes of users and groups; nothing, mostly.
@@ -219,6 +220,9 @@ impl Overlay {
                 Place::Root => break self.layers.get(layer).ok_or(Errno::ESTALE)?.root.clone(),
                 Place::Gone => break state.pins.object.clone().ok_or(Errno::ESTALE)?,
                 Place::In { parent, name } => {
+                    if let Some((home, ino)) = current.home_and_number(layer) {
+                        break Arc::new(self.open_home(layer, &home, ino)?);
+                    }
                     missing.push((current.clone(), name.clone()));
                     parent.clone()
                 }

@@ -23,6 +23,7 @@ pub(super) enum Mark {
     Whiteout,
     /// Ours alone: `.wh.` names in this directory are no whiteouts.
     Plain,
+    Redirect,
 }
 
 /// The prefixes under which marks may stand, the kernel's two first.
@@ -49,6 +50,7 @@ impl Mark {
             Mark::Origin => "origin",
             Mark::Whiteout => "whiteout",
             Mark::Plain => "plain",
+            Mark::Redirect => "redirect",
         }
     }
 
@@ -110,6 +112,14 @@ pub(super) enum Opacity {
     Xwhiteouts,
 }
 
+/// What the marks of a directory say of what lies below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DirMarks {
+    pub opacity: Opacity,
+    /// Where the rest of it lies, not yet looked at closely.
+    pub redirect: Option<Vec<u8>>,
+}
+
 /// Whether an errno says that there is no such attribute, or that there can be none.
 pub(super) fn is_absent(errno: Errno) -> bool {
     matches!(errno, Errno::ENODATA | Errno::ENOTSUP | Errno::EPERM | Errno::EACCES)
@@ -142,12 +152,12 @@ impl Overlay {
         }
     }
 
-    /// How a directory of a layer hides what lies below it, by any of the marks in use.
-    pub(super) fn opacity(&self, dir: At<'_>) -> Result<Opacity> {
+    /// What the marks of a directory of a layer say of what lies below it, by any of the names in use.
+    pub(super) fn dir_marks(&self, dir: At<'_>) -> Result<DirMarks> {
         // Most directories have no attribute at all: one call tells.
         let list = match sys::list_xattr(dir) {
             Ok(list) => list,
-            Err(errno) if is_absent(errno) => return Ok(Opacity::Transparent),
+            Err(errno) if is_absent(errno) => return Ok(DirMarks::default()),
             Err(errno) => return Err(errno),
         };
         let listed = |name: &str| list.split(|byte| *byte == 0).any(|one| one == name.as_bytes());
@@ -157,11 +167,14 @@ impl Overlay {
         for name in std::iter::once(own).chain(others).filter(|name| listed(name)) {
             found = found.or(value(dir, &name)?);
         }
-        Ok(match found.as_deref() {
+        let opacity = match found.as_deref() {
             Some(b"y") => Opacity::Opaque,
             Some(b"x") => Opacity::Xwhiteouts,
             _ => Opacity::Transparent,
-        })
+        };
+        let redirected = [self.namespace, Namespace::User].into_iter().any(|ns| listed(&Mark::Redirect.name(ns)));
+        let redirect = if redirected { self.mark(dir, Mark::Redirect)? } else { None };
+        Ok(DirMarks { opacity, redirect })
     }
 
     /// Whether an upper directory may hold objects that were copied up or moved there.

@@ -43,7 +43,10 @@ fn a_refusal_is_one_line_that_names_the_option_and_status_1() {
         (&["-o", "lowerdir=a::b", merged], data_only),
         (&["-o", &many, merged], "lowerdir: 501 directories; at most 500 are possible"),
         (&["-o", "lowerdir=l,upperdir=u", merged], "upperdir=u: needs a workdir= as well"),
-        (&["-o", "lowerdir=l,redirect_dir=on", merged], "redirect_dir=on: not supported yet"),
+        (
+            &["-o", "lowerdir=l,redirect_dir=maybe", merged],
+            "redirect_dir=maybe: must be on or follow or nofollow or off",
+        ),
         (&["-o", "lowerdir=l,metacopy=on", merged], "metacopy=on: not supported yet"),
         (&["-o", "lowerdir=l,uidmapping=0:1", merged], "uidmapping=0:1: must be triples DISK:SHOWN:COUNT"),
         (&["-o", "lowerdir=l,threads=many", merged], "threads=many: must be a number from 1 to 1024"),

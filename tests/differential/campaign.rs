@@ -1,7 +1,7 @@
 //! Many runs: which seeds, how long, and what is said about a failure.
 //!
 //! `PLYFS_DIFF_FS` (tmpfs,ext4,xfs,btrfs), `PLYFS_DIFF_RUNS`, `PLYFS_DIFF_OPS`, `PLYFS_DIFF_SEED` (only this one),
-//! `PLYFS_DIFF_SECONDS` (stop after), `PLYFS_DIFF_SHRINK` (seconds), `PLYFS_DIFF_KEEP_GOING` (one report for each sort
+//! `PLYFS_DIFF_OPTIONS` (sets of mount options with `;` between them, taken in turn), `PLYFS_DIFF_SECONDS` (stop after), `PLYFS_DIFF_SHRINK` (seconds), `PLYFS_DIFF_KEEP_GOING` (one report for each sort
 //! of difference instead of stopping at the first), `PLYFS_DIFF_KERNEL` (the kernel on both sides).
 
 use super::bench::Bench;
@@ -25,6 +25,8 @@ pub struct Campaign {
     pub kinds: Vec<Kind>,
     /// The seeds, in order.
     pub seeds: Vec<u64>,
+    /// Sets of mount options, taken in turn; each option with a comma before it.
+    pub options: Vec<String>,
     /// Operations in each run.
     pub operations: usize,
     /// Who makes the two unions.
@@ -36,6 +38,9 @@ pub struct Campaign {
     /// Whether to go on after a failure.
     pub keep_going: bool,
 }
+
+/// The options that change what is written, each alone and in pairs.
+const OPTIONS: &[&str] = &[",redirect_dir=on", ",redirect_dir=follow", ",redirect_dir=nofollow"];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -55,7 +60,10 @@ impl Campaign {
             (None, Some(runs)) => (fresh..).take(runs as usize).collect(),
             (None, None) => (1..=4).chain((fresh..).take(4)).collect(),
         };
+        let options = std::env::var("PLYFS_DIFF_OPTIONS").unwrap_or_default();
+        let comma = |set: &str| if set.is_empty() { String::new() } else { format!(",{set}") };
         Campaign {
+            options: options.split(';').map(comma).collect(),
             kinds: kinds.split(',').map(|name| Kind::parse(name).expect("a known file system")).collect(),
             seeds,
             operations: number("PLYFS_DIFF_OPS").unwrap_or(200) as usize,
@@ -71,6 +79,17 @@ impl Campaign {
             patience: Duration::from_secs(number("PLYFS_DIFF_SHRINK").unwrap_or(30)),
             keep_going: std::env::var_os("PLYFS_DIFF_KEEP_GOING").is_some(),
         }
+    }
+
+    /// The same with options that change the on-disk format.
+    pub fn with_options() -> Campaign {
+        let all = Campaign::from_environment();
+        let options = if std::env::var_os("PLYFS_DIFF_OPTIONS").is_some() {
+            all.options
+        } else {
+            OPTIONS.iter().map(|set| (*set).to_owned()).collect()
+        };
+        Campaign { options, limit: all.limit / 2, ..all }
     }
 
     /// The same for a plain user, on the kinds that `from_environment` says.
@@ -108,7 +127,8 @@ impl Campaign {
             }
             found.runs += 1;
             let rights = if self.makers[0] == Maker::Plain { Rights::User } else { Rights::Root };
-            let scenario = scenario(bench, *seed, self.makers);
+            let options = self.options.get((*seed % self.options.len().max(1) as u64) as usize);
+            let scenario = scenario(bench, *seed, self.makers, options.map_or("", String::as_str));
             let generator = Box::new(Generator::new(seed.wrapping_mul(31), rights));
             let Err(failure) = run(bench, &scenario, Source::Random { generator, count: self.operations }) else {
                 continue;
@@ -131,9 +151,10 @@ impl Campaign {
         let (scenario, failure) = shrink(bench, scenario, failure, self.patience);
         let mut text = format!("\n=== {} (PLYFS_DIFF_FS={} PLYFS_DIFF_SEED={seed}", failure.sort, bench.name());
         text += &format!(" PLYFS_DIFF_OPS={}; operation {first})\n", self.operations);
-        let Scenario { umask, spread, names, .. } = &scenario;
+        let Scenario { umask, spread, names, options, .. } = &scenario;
         text += &format!(
-            "umask {umask:03o}{}{}",
+            "umask {umask:03o}{}{}{}",
+            if options.is_empty() { String::new() } else { format!(", options{options}") },
             if scenario.settle { ", copy-up at open" } else { "" },
             if *spread { ", lowers on two file systems" } else { "" }
         );
@@ -177,16 +198,16 @@ impl Reports {
 }
 
 /// The scenario that a seed stands for on a bench.
-pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2]) -> Scenario {
+pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> Scenario {
     let mut rng = Rng::new(seed);
     let plain = makers[0] == Maker::Plain;
     let rights = if plain { Rights::User } else { Rights::Root };
     let mut lowers: Vec<Tree> = Vec::new();
     for _ in 0..=rng.below(4) {
-        let next = next_layer(bench, &mut rng, &lowers, rights);
+        let next = next_layer(bench, &mut rng, &lowers, rights, options);
         lowers.insert(0, next);
     }
-    let upper = if rng.chance(40) { Tree::empty() } else { next_layer(bench, &mut rng, &lowers, rights) };
+    let upper = if rng.chance(40) { Tree::empty() } else { next_layer(bench, &mut rng, &lowers, rights, options) };
     let settle = makers[1] == Maker::Kernel || rng.chance(40);
     let mut upper = upper;
     if !settle {
@@ -198,6 +219,7 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2]) -> Scenario {
         makers,
         names: lowers.iter().map(|_| with_names && rng.chance(70)).collect(),
         spread: !plain && rng.chance(15),
+        options: options.to_owned(),
         umask: *rng.pick(&[0o022, 0o022, 0, 0o077]),
         every: *rng.pick(&[0, 10, 50]),
         layers: Layers { lowers, upper },
@@ -208,11 +230,11 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2]) -> Scenario {
 }
 
 /// A layer on top of `below`: a random one, or one that the kernel wrote.
-fn next_layer(bench: &Bench, rng: &mut Rng, below: &[Tree], rights: Rights) -> Tree {
+fn next_layer(bench: &Bench, rng: &mut Rng, below: &[Tree], rights: Rights, options: &str) -> Tree {
     let refs: Vec<&Tree> = below.iter().collect();
     if rights == Rights::Root && !below.is_empty() && rng.chance(40) {
         let (seed, count) = (rng.bits(), 20 + rng.below(60) as usize);
-        return kernel_layer(bench, below.to_vec(), seed, count);
+        return kernel_layer(bench, below.to_vec(), seed, count, options);
     }
     let entries = 4 + rng.below(30);
     layer(rng, &refs, rights, entries)

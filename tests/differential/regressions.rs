@@ -39,6 +39,7 @@ fn case(name: &'static str, lower: &[(&str, Node)], upper: &[(&str, Node)], call
         layers: Layers { lowers: vec![tree(lower)], upper: tree(upper) },
         names: vec![false],
         spread: false,
+        options: String::new(),
         umask: 0o022,
         every: 1,
         settle: false,

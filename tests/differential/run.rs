@@ -46,6 +46,8 @@ pub struct Scenario {
     pub names: Vec<bool>,
     /// Whether every second lower layer is on another file system.
     pub spread: bool,
+    /// Options of both mounts, each with a comma before it.
+    pub options: String,
     /// The callers' umask.
     pub umask: u32,
     /// After how many operations the trees are compared, besides the end.
@@ -216,7 +218,7 @@ fn cross(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2], ends: [V
 
 fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> Result<Pair, Found> {
     let one = |index: usize| {
-        Mounted::new(scenario.makers[index], &stacks[index], places[index].point(), "")
+        Mounted::new(scenario.makers[index], &stacks[index], places[index].point(), &scenario.options)
             .map_err(|error| (format!("mount: {:?}", scenario.makers[index]), vec![error]))
     };
     let mounts = [one(0)?, one(1)?];
@@ -326,14 +328,14 @@ fn children(side: &Side, path: &P) -> Result<Vec<(P, FileType)>, Errno> {
 }
 
 /// A layer that the kernel's overlay wrote: random operations on `below`, and then what is in its upper layer.
-pub fn kernel_layer(bench: &Bench, below: Vec<Tree>, seed: u64, count: usize) -> Tree {
+pub fn kernel_layer(bench: &Bench, below: Vec<Tree>, seed: u64, count: usize, options: &str) -> Tree {
     let place = bench.place("k", false);
     for (index, tree) in below.iter().enumerate() {
         tree.write(&place.lower(index), Marks::Kernel).expect("a layer can be written");
     }
     Tree::empty().write(place.upper(), Marks::Kernel).expect("an upper layer can be written");
     let stack = place.stack(below.len());
-    let mounted = Mounted::new(Maker::Kernel, &stack, place.point(), "").expect("the kernel mounts its overlay");
+    let mounted = Mounted::new(Maker::Kernel, &stack, place.point(), options).expect("the kernel mounts its overlay");
     let mut side = Side::new(mounted.point(), false).expect("a mount has a root");
     let mut generator = Generator::new(seed, Rights::Root);
     generator.remounts = 0;

@@ -18,6 +18,7 @@ mod memory;
 mod model;
 mod random;
 mod readdir;
+mod redirect;
 mod remove;
 mod rename;
 mod resolve;

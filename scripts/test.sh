@@ -24,6 +24,11 @@ need pgrep procps
 need sqlite3 sqlite3
 need python3 python3
 need stress-ng stress-ng
+need podman podman
+need crun crun
+need newuidmap uidmap
+need ip iproute2
+need busybox busybox-static
 install_missing
 need_rust cargo-fmt cargo-clippy
 [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true

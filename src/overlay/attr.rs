@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::copy_up::Data;
+use super::copy_up::{Cut, Data};
 use super::file::Privileges;
 use super::node::{Node, NodeId, Place, State};
 use super::superblock::{Caller, Lasting, Overlay};
@@ -92,7 +92,8 @@ impl Overlay {
         if (set.atime, set.mtime) != (SetTime::Omit, SetTime::Omit) {
             self.with_real(&node, |at, _| sys::set_times(at, set.atime, set.mtime))?;
         }
-        let result = self.getattr(id)?;
+        // The change is made, and an error would say that it is not: what failed once is asked again.
+        let result = self.getattr(id).or_else(|_| self.getattr(id))?;
         node.own_change.note(&result.0);
         Ok(result)
     }
@@ -112,13 +113,18 @@ impl Overlay {
             Kind::Dir => return Err(Errno::EISDIR),
             _ => return Err(Errno::EINVAL),
         }
-        self.copy_up_data(node, Data::First(size))?;
+        let kill = match &set.privileges {
+            Privileges::Kill(caller) => Some(*caller),
+            Privileges::Keep | Privileges::KeepAll => None,
+        };
+        if self.copy_up_data(node, Data::Cut { size, kill })? == Cut::Done {
+            return Ok(());
+        }
         let fd = self.open_writer(node)?;
-        sys::truncate(fd.as_fd(), size)?;
-        if let Privileges::Kill(caller) = &set.privileges {
+        if let Some(caller) = &kill {
             self.kill_privileges(caller, node, At::Fd(fd.as_fd()))?;
         }
-        Ok(())
+        sys::truncate(fd.as_fd(), size)
     }
 
     fn set_mode(&self, node: &Arc<Node>, mode: u32) -> Result<()> {

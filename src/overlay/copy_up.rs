@@ -13,20 +13,31 @@ use std::sync::atomic::Ordering;
 use super::config::Fsync;
 use super::node::{LayerIndex, Node, Place, RealId, UPPER};
 use super::origin::Origin;
-use super::superblock::Overlay;
+use super::superblock::{Caller, Overlay};
 use super::table::Key;
 use super::watch::Number;
 use super::workdir::{Temporary, WorkDir};
-use super::xattr::Mark;
+use super::xattr::{Mark, is_absent};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
 
-/// How much of a file's data is wanted in the copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is wanted of a file's data in the copy.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Data {
     All,
-    /// The first so many bytes: the file is about to be cut there.
-    First(u64),
+    /// A truncation to that size, by a caller that takes suid and sgid away if it is given: the copy is made as the file is
+    /// to be afterwards, so that nobody ever sees it cut but not yet changed, or changed though the rest failed.
+    Cut {
+        size: u64,
+        kill: Option<Caller>,
+    },
+}
+
+/// Whether a copy-up has done a truncation, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    Done,
+    ToDo,
 }
 
 /// Whether a copy found its place.
@@ -42,12 +53,13 @@ impl Overlay {
     /// # Errors
     /// `EROFS` without an upper, and whatever reading the lower or writing the upper gives. Nothing has changed then.
     pub(super) fn copy_up(&self, node: &Arc<Node>) -> Result<()> {
-        self.copy_up_data(node, Data::All)
+        self.copy_up_data(node, Data::All).map(drop)
     }
 
-    /// The same with part of the data.
-    pub(super) fn copy_up_data(&self, node: &Arc<Node>, data: Data) -> Result<()> {
+    /// The same with part of the data. A truncation is still to be done if the upper held the file already.
+    pub(super) fn copy_up_data(&self, node: &Arc<Node>, data: Data) -> Result<Cut> {
         let work = self.work()?;
+        let mut cut = Cut::ToDo;
         // From the topmost ancestor down, each under its own lock alone; and again, if one was moved meanwhile.
         while !node.in_upper() {
             let mut chain = vec![node.clone()];
@@ -59,18 +71,24 @@ impl Overlay {
             while let Some(next) = chain.pop() {
                 let wanted = if next.id == node.id { data } else { Data::All };
                 let _copying = next.copying.lock();
-                if !next.in_upper()
-                    && let Published::Moved = self.copy_up_locked(work, &next, wanted)?
-                {
-                    break;
+                if next.in_upper() {
+                    continue;
+                }
+                match self.copy_up_locked(work, &next, wanted)? {
+                    Published::Moved => break,
+                    Published::Yes if matches!(wanted, Data::Cut { .. }) => cut = Cut::Done,
+                    Published::Yes => {}
                 }
             }
         }
-        Ok(())
+        Ok(cut)
     }
 
     fn copy_up_locked(&self, work: &WorkDir, node: &Arc<Node>, data: Data) -> Result<Published> {
-        let (stat, layer) = self.with_real(node, |at, layer| Ok((sys::stat(at)?, layer)))?;
+        let (mut stat, layer) = self.with_real(node, |at, layer| Ok((sys::stat(at)?, layer)))?;
+        if let Data::Cut { kill: Some(caller), .. } = data {
+            stat.mode = caller.without_privileges(&self.shown(node, stat));
+        }
         let temporary = work.temporary();
         let (copy, number) = self.build(work, node, &temporary, &stat, layer, data)?;
         let Place::In { parent, name } = node.place() else {
@@ -112,10 +130,18 @@ impl Overlay {
         }
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
+        let cut = matches!(data, Data::Cut { .. });
+        if cut
+            && let Err(errno) = sys::remove_xattr(to, OsStr::new("security.capability"))
+            && !is_absent(errno)
+        {
+            return Err(errno);
+        }
         if node.kind != Kind::Symlink {
             sys::chmod(to, self.movable_mode(node.kind, mode))?;
         }
-        sys::set_times(to, SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
+        let mtime = if cut { SetTime::Now } else { SetTime::At(stat.mtime) };
+        sys::set_times(to, SetTime::At(stat.atime), mtime)?;
         if let Some((copy, effort)) = &copy
             && (self.fsync == Fsync::Strict || (self.fsync == Fsync::Auto && *effort == CopyEffort::Copied))
         {
@@ -137,12 +163,17 @@ impl Overlay {
         let copy = sys::open(work.fd(), temporary.name(), flags, Mode::from_raw_mode(0o600))?;
         let wanted = match data {
             Data::All => stat.size,
-            Data::First(bytes) => stat.size.min(bytes),
+            Data::Cut { size, .. } => stat.size.min(size),
         };
         let mut effort = CopyEffort::Cloned;
         if wanted > 0 {
             let from = self.open_reader(node)?;
             effort = sys::copy_data(from.as_fd(), copy.as_fd(), wanted)?;
+        }
+        if let Data::Cut { size, .. } = data
+            && size > wanted
+        {
+            sys::truncate(copy.as_fd(), size)?;
         }
         Ok((copy, effort))
     }
@@ -184,9 +215,9 @@ impl Overlay {
             Ok(()) if node.kind == Kind::Dir || self.origin_number(&mark) == Some(node.ino()) => Ok(Number::Kept),
             Ok(()) => Ok(Number::Changed),
             // A merged directory is known by its lower one.
-            Err(errno) if super::xattr::is_absent(errno) && node.kind == Kind::Dir => Ok(Number::Kept),
+            Err(errno) if is_absent(errno) && node.kind == Kind::Dir => Ok(Number::Kept),
             // Without privilege symlinks and special files hold no mark, in the kernel's overlay neither.
-            Err(errno) if super::xattr::is_absent(errno) => Ok(Number::Changed),
+            Err(errno) if is_absent(errno) => Ok(Number::Changed),
             Err(errno) => Err(errno),
         }
     }

@@ -7,10 +7,10 @@ use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::node::{Node, NodeId, UPPER, known};
+use super::node::{LowerDir, Node, NodeId, UPPER, known};
 use super::resolve::{Found, From};
 use super::superblock::{Caller, Entry, Overlay};
-use super::workdir::{Temporary, WorkDir};
+use super::workdir::{Temporary, WorkDir, remove_tree};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, Acl, AsFd, At, Kind, Mode, OFlags, RenameFlags};
 
@@ -100,20 +100,24 @@ impl Overlay {
         let _names = parent_dir.names.write();
         let target = Target { parent: &parent, dir: dir.as_fd(), name };
         self.claim_name(&parent, target.dir, name)?;
-        let file = self.make_in_upper(&self.caller_on_disk(caller), &target, what)?;
-        self.listings.forget(parent.id);
-        self.drop_wh_name(&parent, target.dir, name)?;
-        if let What::Link(node) = what {
-            // It may be one that was copied up: the directory holds such from now on.
-            if self.is_impure_object(node)? {
-                self.set_impure(&parent, parent_dir)?;
-            }
+        // Known from now on: what is to be done about it once the object is there must not fail.
+        self.has_wh_names(&parent, &LowerDir::default())?;
+        // It may be one that was copied up: the directory holds such from now on.
+        if let What::Link(node) = what
+            && self.is_impure_object(node)?
+        {
+            self.set_impure(&parent, parent_dir)?;
         }
-        let found = match (&what, &file) {
-            (What::Node { .. }, Some(file)) => Found::new(sys::stat(At::Fd(file.as_fd()))?, UPPER),
-            (What::Link(_), _) => self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?,
-            _ => Found::new(sys::stat(At::Name(target.dir, name))?, UPPER),
+        let (file, replaced) = self.make_in_upper(&self.caller_on_disk(caller), &target, what)?;
+        self.listings.forget(parent.id);
+        let found = match self.look_at_new(&target, what, file.as_ref()) {
+            Ok(found) => found,
+            Err(errno) => {
+                self.unmake(&target, replaced);
+                return Err(errno);
+            }
         };
+        self.drop_wh_name(&parent, target.dir, name);
         let entry = self.enter_new(&parent, name, found)?;
         if let Some(file) = file {
             self.keep_open(&entry, Arc::new(file));
@@ -135,21 +139,57 @@ impl Overlay {
         Ok(self.with_real(node, |at, _| self.mark(at, super::xattr::Mark::Origin))?.is_some())
     }
 
-    /// Makes the object, in place if that is right in one step.
-    fn make_in_upper(&self, caller: &Caller, target: &Target<'_>, what: What<'_>) -> Result<Option<OwnedFd>> {
+    /// What was just made, for the table.
+    fn look_at_new(&self, target: &Target<'_>, what: What<'_>, file: Option<&OwnedFd>) -> Result<Found> {
+        match (what, file) {
+            (What::Node { .. }, Some(file)) => Ok(Found::new(sys::stat(At::Fd(file.as_fd()))?, UPPER)),
+            (What::Link(_), _) => self.resolve(target.parent, target.name, From::Top)?.ok_or(Errno::ENOENT),
+            _ => Ok(Found::new(sys::stat(At::Name(target.dir, target.name))?, UPPER)),
+        }
+    }
+
+    /// Takes back what was just made, because its maker will be told that nothing was.
+    fn unmake(&self, target: &Target<'_>, replaced: Replaces) {
+        let taken_back = match replaced {
+            Replaces::Nothing => remove_tree(target.dir, target.name),
+            Replaces::Whiteout => self.work().and_then(|work| {
+                let temporary = work.temporary();
+                self.replace_by_whiteout((target.dir, target.name), temporary.pair())
+            }),
+        };
+        if let Err(errno) = taken_back {
+            log::warn!("{} was made and cannot be taken back: {errno}", target.name.display());
+        }
+    }
+
+    /// Makes the object, in place if that is right in one step. Says what it took the place of.
+    fn make_in_upper(
+        &self,
+        caller: &Caller,
+        target: &Target<'_>,
+        what: What<'_>,
+    ) -> Result<(Option<OwnedFd>, Replaces)> {
         let merged = !target.parent.lowers().is_empty();
         if self.owner_comes_right(caller, &what) {
             match self.make_in_place(caller, target, what) {
                 Err(Errno::EEXIST) => {}
                 Ok(file) => {
                     if merged && what.kind() == Kind::Dir {
-                        // Nothing below has the name: saves later lookups from asking, as in the kernel.
                         let marked = self.set_opaque(At::Name(target.dir, target.name));
-                        if let Err(errno) = marked {
-                            log::debug!("a new directory was not marked opaque: {errno}");
+                        match marked {
+                            Ok(()) => {}
+                            // Nothing below has the name: it only saves later lookups from asking, as in the kernel.
+                            Err(errno) if self.has_wh_names(target.parent, &LowerDir::default()) == Ok(false) => {
+                                log::debug!("a new directory was not marked opaque: {errno}");
+                            }
+                            // What is below may be hidden by a name beside it, which is about to go.
+                            Err(errno) => {
+                                self.unmake(target, Replaces::Nothing);
+                                return Err(errno);
+                            }
                         }
                     }
-                    return Ok(file);
+                    return Ok((file, Replaces::Nothing));
                 }
                 Err(errno) => return Err(errno),
             }
@@ -176,7 +216,12 @@ impl Overlay {
     }
 
     /// Makes the object in the work directory, with all that belongs to it, and moves it into place.
-    fn make_by_way_of_work(&self, caller: &Caller, target: &Target<'_>, what: What<'_>) -> Result<Option<OwnedFd>> {
+    fn make_by_way_of_work(
+        &self,
+        caller: &Caller,
+        target: &Target<'_>,
+        what: What<'_>,
+    ) -> Result<(Option<OwnedFd>, Replaces)> {
         let replaces = self.check_free(target)?;
         let work = self.work()?;
         let temporary = work.temporary();
@@ -193,17 +238,18 @@ impl Overlay {
                 Err(Errno::EINVAL) => sys::renamed(temporary.pair(), to)?,
                 result => result?,
             },
-            Replaces::Whiteout if is_dir => {
-                sys::rename(temporary.pair(), to, RenameFlags::EXCHANGE)?;
-                self.settle_mode(At::Name(target.dir, target.name), Kind::Dir, mode)?;
-                // The whiteout, now in the work directory, goes with the temporary name.
-                return Ok(file);
-            }
+            // The whiteout, now in the work directory, goes with the temporary name.
+            Replaces::Whiteout if is_dir => sys::rename(temporary.pair(), to, RenameFlags::EXCHANGE)?,
             Replaces::Whiteout => sys::renamed(temporary.pair(), to)?,
         }
-        temporary.publish();
-        self.settle_mode(At::Name(target.dir, target.name), what.kind(), mode)?;
-        Ok(file)
+        if !(is_dir && replaces == Replaces::Whiteout) {
+            temporary.publish();
+        }
+        if let Err(errno) = self.settle_mode(At::Name(target.dir, target.name), what.kind(), mode) {
+            self.unmake(target, replaces);
+            return Err(errno);
+        }
+        Ok((file, replaces))
     }
 
     fn prepare(
@@ -287,6 +333,7 @@ struct Target<'a> {
 }
 
 /// What a new object takes the place of in the upper.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Replaces {
     Nothing,
     Whiteout,

@@ -12,7 +12,7 @@ use super::config::Fsync;
 use super::node::{Node, NodeId, Place, State, UPPER};
 use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
 
 /// Whether a write also takes suid, sgid and capabilities away.
 #[derive(Clone, Copy, Debug)]
@@ -102,10 +102,11 @@ impl Overlay {
             Privileges::KeepAll => super::xattr::value(at, "security.capability")?,
             _ => None,
         };
-        let written = sys::pwrite(fd.as_fd(), data, offset)?;
+        // Before the write, as the kernel does it: never new contents under an old suid, whatever happens in between.
         if let Privileges::Kill(caller) = privileges {
             self.kill_privileges(&caller, &node, at)?;
         }
+        let written = sys::pwrite(fd.as_fd(), data, offset)?;
         if let Some(capability) = kept
             && let Err(errno) = sys::set_xattr(at, OsStr::new("security.capability"), &capability, 0)
         {
@@ -119,12 +120,9 @@ impl Overlay {
     /// Clears suid, and sgid where the group may execute or the caller is not in it. The capability goes with every
     /// write of the server itself.
     pub(super) fn kill_privileges(&self, caller: &Caller, node: &Node, at: At<'_>) -> Result<()> {
-        let Stat { mode, gid, .. } = self.shown(node, sys::stat(at)?);
-        let mut cleared = mode & !libc::S_ISUID;
-        if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !caller.is_in_group(gid)) {
-            cleared &= !libc::S_ISGID;
-        }
-        if cleared == mode {
+        let stat = self.shown(node, sys::stat(at)?);
+        let cleared = caller.without_privileges(&stat);
+        if cleared == stat.mode {
             return Ok(());
         }
         sys::chmod(at, cleared)?;

@@ -222,27 +222,35 @@ impl Overlay {
 
     /// The rename itself, in the upper.
     fn move_upper(&self, old: &End, new: &End, is_dir: bool, whiteout_there: bool) -> Result<()> {
+        // Known from now on: what is to be done about it after the rename must not fail.
+        self.has_wh_names(&new.parent, &LowerDir::default())?;
         if is_dir && whiteout_there {
             // A directory cannot replace a device; the two change places, and the whiteout stays if it is wanted.
             sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?;
-            if !old.lower {
-                sys::unlink(old.dir.as_fd(), &old.name)?;
+            if !old.lower
+                && let Err(errno) = sys::unlink(old.dir.as_fd(), &old.name)
+            {
+                // It hides nothing: the rename is done all the same.
+                log::debug!("a whiteout that hides nothing stays: {}: {errno}", old.name.display());
             }
             return Ok(());
         }
         if !old.lower {
             sys::renamed(old.pair(), new.pair())?;
-            return self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
+            self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
+            return Ok(());
         }
         if !self.device_whiteouts {
             self.replace_by_whiteout(old.pair(), new.pair())?;
-            return self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
+            self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
+            return Ok(());
         }
         match sys::rename(old.pair(), new.pair(), RenameFlags::WHITEOUT) {
             Err(Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => self.move_without_rename_whiteout(old, new)?,
             result => result?,
         }
-        self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name)
+        self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
+        Ok(())
     }
 
     /// For file systems without `RENAME_WHITEOUT`: a whiteout is put under the new name, and the two change places.

@@ -342,16 +342,18 @@ impl Writable {
             ));
         }
         work.clear().map_err(|errno| fail(&format_args!("cannot be cleared: {errno}")))?;
-        let namespace = Writable::namespace(config, paths, &work)?;
-        let device_whiteouts = config.whiteouts == Whiteouts::Auto && can_make_devices(&work);
+        let marks = Writable::namespace(config, paths, &work)?;
+        // An opaque directory needs a mark or a name: without marks, deletions are names, too.
+        let device_whiteouts = config.whiteouts == Whiteouts::Auto && marks.is_some() && can_make_devices(&work);
+        let namespace = marks.unwrap_or(Namespace::User);
         if !device_whiteouts {
             log::info!("{}: deletions are written as .wh. names", upper.path.display());
         }
         Ok(Writable { work, namespace, device_whiteouts })
     }
 
-    /// The namespace in which marks can be written, found out by writing one.
-    fn namespace(config: &Config, paths: &Upper, work: &WorkDir) -> Setup<Namespace> {
+    /// The namespace in which marks can be written, found out by writing one; `None` if the file system holds none.
+    fn namespace(config: &Config, paths: &Upper, work: &WorkDir) -> Setup<Option<Namespace>> {
         let probe = work.temporary();
         let made = sys::mkdir(work.fd(), probe.name(), 0o700);
         made.map_err(|errno| SetupError::path("workdir", &paths.work, errno))?;
@@ -363,14 +365,14 @@ impl Writable {
         let mut last = Errno::ENOTSUP;
         for namespace in candidates {
             match sys::set_xattr(probe.at(), OsStr::new(&Mark::Opaque.name(*namespace)), b"y", 0) {
-                Ok(()) => return Ok(*namespace),
+                Ok(()) => return Ok(Some(*namespace)),
                 Err(errno) => last = errno,
             }
         }
         if config.xattrs == XattrNamespace::Auto && last == Errno::ENOTSUP {
             // Marks that cannot be kept have other forms (`.wh..wh..opq`), or only tell where a file came from.
             log::warn!("upperdir={}: the file system has no extended attributes", paths.dir.display());
-            return Ok(Namespace::User);
+            return Ok(None);
         }
         Err(SetupError::path(
             "upperdir",

@@ -89,6 +89,16 @@ impl Caller {
         let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
         groups.split_whitespace().any(|group| group.parse() == Ok(gid))
     }
+
+    /// The mode that a change of an object's contents by this caller leaves: without suid, and without sgid where the
+    /// group may execute or the caller is not in it.
+    pub(super) fn without_privileges(&self, stat: &Stat) -> u32 {
+        let mut mode = stat.mode & !libc::S_ISUID;
+        if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !self.is_in_group(stat.gid)) {
+            mode &= !libc::S_ISGID;
+        }
+        mode
+    }
 }
 
 /// What a lookup or a creation returns.

@@ -118,20 +118,22 @@ impl Overlay {
     }
 
     /// Removes a whiteout in AUFS form that the upper may have for a name, once something stands under the name itself.
-    pub(super) fn drop_wh_name(&self, parent: &Arc<Node>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-        if !self.has_wh_names(parent, &LowerDir::default())? {
-            return Ok(());
+    /// If it stays, it hides what is hidden anyway: no reason to call what was done not done.
+    pub(super) fn drop_wh_name(&self, parent: &Arc<Node>, dir: BorrowedFd<'_>, name: &OsStr) {
+        if self.has_wh_names(parent, &LowerDir::default()) == Ok(false) {
+            return;
         }
         match sys::unlink(dir, &wh_name(name)) {
-            Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(()),
-            Err(errno) => Err(errno),
+            Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG) => {}
+            Err(errno) => log::warn!("the whiteout of {} cannot be removed: {errno}", name.display()),
         }
     }
 
     /// Makes a directory that is not yet visible opaque.
     pub(super) fn set_opaque(&self, at: At<'_>) -> Result<()> {
         match self.set_mark(at, Mark::Opaque, b"y") {
-            Err(errno) if super::xattr::is_absent(errno) => {
+            // Where deletions are devices, names like that are names like any other.
+            Err(errno) if super::xattr::is_absent(errno) && !self.device_whiteouts => {
                 let dir = match at {
                     At::Name(dir, name) => sys::open_dir(dir, name)?,
                     At::Fd(fd) => sys::open_dir(fd, OsStr::new("."))?,

@@ -298,7 +298,8 @@ impl Overlay {
     pub(super) fn copy_xattrs(&self, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<()> {
         let list = match sys::list_xattr(from) {
             Ok(list) => list,
-            Err(errno) if is_absent(errno) => return Ok(()),
+            // Whatever else it says, there may be some, which must not be lost.
+            Err(Errno::ENOTSUP) => return Ok(()),
             Err(errno) => return Err(errno),
         };
         let mut names: Vec<&[u8]> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();

@@ -10,6 +10,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags}
 use rustix::io::retry_on_intr;
 use rustix::path::Arg;
 
+use super::faults::gate;
 use crate::errno::{Errno, Result};
 
 /// Where an object is: a name in a directory, or a descriptor of the object itself (which may be `O_PATH`).
@@ -208,6 +209,7 @@ pub fn split_dev(dev: u64) -> (u32, u32) {
 
 /// The attributes of an object. `ENOENT` when it is not there.
 pub fn stat(at: At<'_>) -> Result<Stat> {
+    gate("statx")?;
     let (fd, name, flags) = at.parts();
     let x = retry_on_intr(|| {
         fs::statx(fd, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
@@ -233,6 +235,7 @@ pub fn stat(at: At<'_>) -> Result<Stat> {
 
 /// Opens a name in a directory; adds `O_CLOEXEC` and `O_NOFOLLOW`. `ELOOP` when the name is a symlink (unless `O_PATH`).
 pub fn open(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+    gate("openat")?;
     Ok(retry_on_intr(|| fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode))?)
 }
 
@@ -246,28 +249,33 @@ pub fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
 
 /// Opens the object of a descriptor anew, with other flags. Works for `O_PATH` descriptors and unlinked files.
 pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+    gate("open")?;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     Ok(retry_on_intr(|| fs::open(path.as_str(), flags | OFlags::CLOEXEC, Mode::empty()))?)
 }
 
 /// Makes a directory. The umask of the process applies.
 pub fn mkdir(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
+    gate("mkdirat")?;
     Ok(fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 /// Makes a node of any kind but directory and symlink. The umask of the process applies.
 pub fn mknod(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind, mode: u32, rdev: u64) -> Result<()> {
+    gate("mknodat")?;
     let kind = FileType::from_raw_mode(kind.mode_bits());
     Ok(fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), rdev)?)
 }
 
 /// Makes a symbolic link.
 pub fn symlink(target: &OsStr, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    gate("symlinkat")?;
     Ok(fs::symlinkat(target, dir, name)?)
 }
 
 /// The target of a symbolic link.
 pub fn readlink(at: At<'_>) -> Result<std::ffi::OsString> {
+    gate("readlinkat")?;
     let (fd, name, _) = at.parts();
     let target = fs::readlinkat(fd, name, Vec::new())?;
     Ok(std::ffi::OsString::from_vec(target.into_bytes()))
@@ -275,6 +283,7 @@ pub fn readlink(at: At<'_>) -> Result<std::ffi::OsString> {
 
 /// Gives an object another name. A descriptor needs to be linked somewhere still, or `ENOENT`.
 pub fn link(from: At<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    gate("linkat")?;
     match from {
         At::Name(old_dir, old) => Ok(fs::linkat(old_dir, old, dir, name, AtFlags::empty())?),
         At::Fd(fd) => {
@@ -286,11 +295,13 @@ pub fn link(from: At<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
 
 /// Removes a name that is not a directory.
 pub fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    gate("unlinkat")?;
     Ok(fs::unlinkat(dir, name, AtFlags::empty())?)
 }
 
 /// Removes an empty directory.
 pub fn rmdir(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    gate("rmdir")?;
     Ok(fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
@@ -301,17 +312,20 @@ pub fn renamed(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> 
 
 /// Renames with flags, in one step. `EINVAL` when the file system does not know a flag.
 pub fn rename(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr), flags: RenameFlags) -> Result<()> {
+    gate(if flags.contains(RenameFlags::WHITEOUT) { "rename whiteout" } else { "renameat2" })?;
     Ok(fs::renameat_with(from.0, from.1, to.0, to.1, flags)?)
 }
 
 /// Changes owner and group; `None` leaves one as it is.
 pub fn chown(at: At<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    gate("fchownat")?;
     let (fd, name, flags) = at.parts();
     Ok(fs::chownat(fd, name, uid.map(fs::Uid::from_raw), gid.map(fs::Gid::from_raw), flags)?)
 }
 
 /// Changes the permission bits. Never through a symlink: `ENOTSUP` for one.
 pub fn chmod(at: At<'_>, mode: u32) -> Result<()> {
+    gate("fchmodat2")?;
     let (fd, name, flags) = at.raw_parts();
     let mode = mode & 0o7777;
     let result = name
@@ -332,6 +346,7 @@ pub fn chmod(at: At<'_>, mode: u32) -> Result<()> {
 
 /// Sets access and modification time.
 pub fn set_times(at: At<'_>, atime: SetTime, mtime: SetTime) -> Result<()> {
+    gate("utimensat")?;
     let (fd, name, flags) = at.parts();
     let times = fs::Timestamps { last_access: atime.timespec(), last_modification: mtime.timespec() };
     Ok(fs::utimensat(fd, name, &times, flags)?)
@@ -360,6 +375,7 @@ pub struct FsStat {
 
 /// What `fstatfs(2)` says.
 pub fn statfs(fd: impl AsFd) -> Result<FsStat> {
+    gate("fstatfs")?;
     let s = retry_on_intr(|| fs::fstatvfs(fd.as_fd()))?;
     let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(FsStat {

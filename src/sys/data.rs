@@ -7,13 +7,15 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::{self, FallocateFlags, SeekFrom};
 use rustix::io::{self, retry_on_intr};
 
+use super::faults::gate;
 use crate::errno::{Errno, Result};
 
 /// Reads at an offset until the buffer is full or the file ends; returns how many bytes were read.
 pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match retry_on_intr(|| io::pread(fd, &mut *rest, offset + done as u64)) {
+        let read = gate("pread").and_then(|()| Ok(retry_on_intr(|| io::pread(fd, &mut *rest, offset + done as u64))?));
+        match read {
             Ok(0) => break,
             Ok(n) => {
                 done += n;
@@ -23,7 +25,7 @@ pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize
                 }
             }
             Err(_) if done > 0 => break,
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
     }
     Ok(done)
@@ -33,11 +35,12 @@ pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize
 pub fn pwrite(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match retry_on_intr(|| io::pwrite(fd, rest, offset + done as u64)) {
+        let written = gate("pwrite").and_then(|()| Ok(retry_on_intr(|| io::pwrite(fd, rest, offset + done as u64))?));
+        match written {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(_) if done > 0 => break,
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
     }
     Ok(done)
@@ -45,32 +48,38 @@ pub fn pwrite(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
 
 /// Sets the size of a file.
 pub fn truncate(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
+    gate("ftruncate")?;
     Ok(retry_on_intr(|| fs::ftruncate(fd, size))?)
 }
 
 /// Syncs data and metadata of a file or directory.
 pub fn sync_all(fd: BorrowedFd<'_>) -> Result<()> {
+    gate("fsync")?;
     Ok(retry_on_intr(|| fs::fsync(fd))?)
 }
 
 /// Syncs the data of a file, and of its metadata what is needed to read it.
 pub fn sync_data(fd: BorrowedFd<'_>) -> Result<()> {
+    gate("fdatasync")?;
     Ok(retry_on_intr(|| fs::fdatasync(fd))?)
 }
 
 /// Syncs the file system of a descriptor.
 pub fn syncfs(fd: BorrowedFd<'_>) -> Result<()> {
+    gate("syncfs")?;
     Ok(fs::syncfs(fd)?)
 }
 
 /// `fallocate(2)` with any mode of the kernel's.
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, length: u64) -> Result<()> {
+    gate("fallocate")?;
     let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
     Ok(retry_on_intr(|| fs::fallocate(fd, mode, offset, length))?)
 }
 
 /// `lseek(2)` with any `whence`. `ENXIO` past the end for `SEEK_DATA` and `SEEK_HOLE`.
 pub fn seek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> Result<u64> {
+    gate("lseek")?;
     // SAFETY: lseek(2) takes no pointers.
     let position = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
     u64::try_from(position).map_err(|_| Errno::from(std::io::Error::last_os_error()))
@@ -84,6 +93,7 @@ pub fn copy_range(
     to_offset: u64,
     len: usize,
 ) -> Result<usize> {
+    gate("copy_file_range")?;
     let (mut from_offset, mut to_offset) = (from_offset, to_offset);
     Ok(retry_on_intr(|| fs::copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), len))?)
 }
@@ -102,7 +112,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
     if size == 0 {
         return Ok(CopyEffort::Copied);
     }
-    if fs::ioctl_ficlone(to, from).is_ok() {
+    if gate("ficlone").and_then(|()| Ok(fs::ioctl_ficlone(to, from)?)).is_ok() {
         // The clone is of the whole file, however much of it is wanted.
         if fs::fstat(to)?.st_size.cast_unsigned() > size {
             truncate(to, size)?;
@@ -112,6 +122,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
     let mut offset = 0;
     let mut end = 0;
     while offset < size {
+        gate("lseek")?;
         let data = match fs::seek(from, SeekFrom::Data(offset)) {
             Ok(data) => data,
             // Only a hole is left.

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{Mode, OFlags, RawDir};
 
 use super::at::{Kind, open};
+use super::faults::gate;
 use crate::errno::Result;
 
 /// One entry of a directory.
@@ -26,6 +27,7 @@ pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(Dent<'_>) -> Result<()
     // A description of its own, because the position belongs to it and several threads may list one directory.
     let dir = open(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
     let mut buffer: Vec<MaybeUninit<u8>> = vec![MaybeUninit::uninit(); 32 * 1024];
+    gate("getdents64")?;
     let mut entries = RawDir::new(&dir, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::path::Arg;
 
 use super::at::At;
+use super::faults::gate;
 use crate::errno::{Errno, Result};
 
 /// The largest handle of any file system (`MAX_HANDLE_SZ`).
@@ -29,6 +30,7 @@ struct Raw {
 
 /// The handle of an object. `EOPNOTSUPP` where the file system has none.
 pub fn file_handle(at: At<'_>) -> Result<FileHandle> {
+    gate("name_to_handle_at")?;
     let (fd, name, flags) = at.raw_parts();
     // name_to_handle_at(2) does not follow symlinks by default and knows only its own flags.
     let flags = flags & libc::AT_EMPTY_PATH;
@@ -58,6 +60,7 @@ pub fn file_handle(at: At<'_>) -> Result<FileHandle> {
 
 /// Opens an object by its handle, `O_PATH`. Needs `CAP_DAC_READ_SEARCH`; `ESTALE` when it is gone.
 pub fn open_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd> {
+    gate("open_by_handle_at")?;
     let mut raw = Raw {
         bytes: u32::try_from(handle.bytes.len()).map_err(|_| Errno::EINVAL)?,
         kind: handle.kind,
@@ -82,6 +85,7 @@ pub fn open_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd
 
 /// The type of a file system, as `statfs(2)` numbers them.
 pub fn fs_magic(fd: BorrowedFd<'_>) -> Result<u64> {
+    gate("fstatfs")?;
     Ok(rustix::fs::fstatfs(fd)?.f_type.cast_unsigned())
 }
 

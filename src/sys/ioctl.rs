@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::faults::gate;
 use crate::errno::{Errno, Result};
 
 /// `_IOR('f', 1, long)`.
@@ -16,6 +17,7 @@ pub const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 /// Passes one of the `FS_IOC_*FLAGS` and `FS_IOC_FS*XATTR` ioctls on; `data` is read, or written, or both. `ENOTTY` for
 /// any other.
 pub fn file_attr_ioctl(fd: BorrowedFd<'_>, command: u32, data: &mut [u8; 32]) -> Result<()> {
+    gate("ioctl")?;
     if ![FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR].contains(&command) {
         return Err(Errno::ENOTTY);
     }

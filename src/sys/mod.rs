@@ -12,6 +12,7 @@ mod at;
 mod data;
 mod dents;
 pub mod errand;
+pub mod faults;
 mod handle;
 mod inotify;
 mod ioctl;

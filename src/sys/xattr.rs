@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::path::Arg;
 
 use super::at::At;
+use super::faults::gate;
 use crate::errno::{Errno, Result};
 
 const SYS_SETXATTRAT: libc::c_long = 463;
@@ -61,6 +62,7 @@ fn call(
 
 /// The value of an attribute. `ENODATA` when there is none of that name, `EOPNOTSUPP` when there can be none.
 pub fn get_xattr(at: At<'_>, name: &OsStr) -> Result<Vec<u8>> {
+    gate("getxattr")?;
     let mut value = vec![0u8; 256];
     loop {
         let (pointer, size) = (value.as_mut_ptr(), value.len());
@@ -100,6 +102,7 @@ pub fn get_xattr(at: At<'_>, name: &OsStr) -> Result<Vec<u8>> {
 
 /// The names of all attributes, each ended by a NUL.
 pub fn list_xattr(at: At<'_>) -> Result<Vec<u8>> {
+    gate("listxattr")?;
     let mut list = vec![0u8; 1024];
     loop {
         let (pointer, size) = (list.as_mut_ptr(), list.len());
@@ -125,6 +128,7 @@ pub fn list_xattr(at: At<'_>) -> Result<Vec<u8>> {
 
 /// Sets an attribute; `flags` are `XATTR_CREATE` (`EEXIST` if it is there) and `XATTR_REPLACE` (`ENODATA` if not).
 pub fn set_xattr(at: At<'_>, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+    gate("setxattr")?;
     c_str(name, |name| {
         call(
             at,
@@ -158,6 +162,7 @@ pub fn set_xattr(at: At<'_>, name: &OsStr, value: &[u8], flags: i32) -> Result<(
 
 /// Removes an attribute. `ENODATA` when there is none.
 pub fn remove_xattr(at: At<'_>, name: &OsStr) -> Result<()> {
+    gate("removexattr")?;
     c_str(name, |name| {
         call(
             at,

@@ -56,6 +56,14 @@ impl Layers {
         Layers { dir, config: Config { lowers, upper: Some(upper), ..Config::default() } }
     }
 
+    /// Layers that another process made; they are not removed.
+    pub fn at(dir: &Path) -> Layers {
+        let made = Layers::of(&[]);
+        let upper = Upper { dir: dir.join("upper"), work: dir.join("work") };
+        let lowers = (1..).map(|n| dir.join(format!("l{n}"))).take_while(|layer| layer.exists()).collect();
+        Layers { config: Config { lowers, upper: Some(upper), ..Config::default() }, ..made }
+    }
+
     /// With something in the upper.
     pub fn upper(self, text: &str) -> Layers {
         describe(&self.upper_path(""), text);

@@ -7,9 +7,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod attr;
+#[cfg(debug_assertions)]
+mod cases;
 mod concurrency;
 mod copy_up;
 mod create;
+#[cfg(debug_assertions)]
+mod faults;
+#[cfg(debug_assertions)]
+mod faults_found;
 mod file;
 mod fixture;
 mod idmap;

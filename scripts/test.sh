@@ -26,6 +26,9 @@ need python3 python3
 need stress-ng stress-ng
 need podman podman
 need crun crun
+need buildah buildah
+need umoci umoci
+need bwrap bubblewrap
 need newuidmap uidmap
 need ip iproute2
 need busybox busybox-static

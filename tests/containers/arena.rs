@@ -128,6 +128,7 @@ impl Arena {
         for name in ["home", "run", "tmp", "bin", "private", "bb"] {
             fs::create_dir(arena.path(name)).unwrap();
         }
+        std::os::unix::fs::symlink("plyfs", arena.path("bin/fuse-overlayfs")).unwrap();
         fs::write(arena.path("containers.conf"), CONTAINERS_CONF).unwrap();
         fs::write(arena.path("layers.py"), include_str!("layers.py")).unwrap();
         sh(

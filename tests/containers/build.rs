@@ -44,7 +44,7 @@ fn compare(native: &str, ours: &str) {
 }
 
 /// Runs the same with native overlay and with plyfs; what is printed must be the same but for `repeated`.
-fn same_as_native(arena: &Arena, who: Who, script: &str) {
+pub fn same_as_native(arena: &Arena, who: Who, script: &str) {
     let native = arena.run(who, &format!("store native native\n{script}"));
     let ours = arena.run(who, &format!("store plyfs \"$DIR/bin/plyfs\"\n{script}\nno_servers"));
     let without = |text: &str| -> String {

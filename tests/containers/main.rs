@@ -12,5 +12,8 @@ mod support;
 
 mod arena;
 mod build;
+mod calls;
 mod images;
 mod run;
+mod tools;
+mod users;

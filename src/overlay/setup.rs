@@ -271,6 +271,10 @@ fn overlay_using(upper: &Stat, work: &Stat) -> Option<String> {
         for option in fields.get(dash + 3).into_iter().flat_map(|options| options.split(|byte| *byte == b',')) {
             let Some(path) = option.strip_prefix(b"upperdir=").or(option.strip_prefix(b"workdir=")) else { continue };
             let path = OsString::from_vec(unescape_octal(path));
+            // A relative one was meant from where somebody else stood.
+            if path.as_encoded_bytes().first() != Some(&b'/') {
+                continue;
+            }
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let Ok(fd) = rustix::fs::open(path.as_os_str(), flags, Mode::empty()) else { continue };
             if sys::stat(At::Fd(fd.as_fd()))

@@ -1,6 +1,7 @@
 //! FUSE: the only importer of fuser.
 
 pub mod adapter;
+mod follow;
 mod fusermount;
 pub mod mount;
 pub mod notices;

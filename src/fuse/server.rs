@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
 use super::adapter::{Adapter, Answer, Buffers};
+use super::follow::Follower;
 use super::wire::{Reader, Writer, operation};
 use crate::errno::{Errno, Result};
 use crate::sys;
@@ -159,9 +160,10 @@ impl<'a> Worker<'a> {
     fn serve(&self) {
         let mut request = vec![0u8; MAX_DATA as usize + 4096];
         let mut buffers = Buffers::default();
+        let mut follower = Follower::new();
         loop {
             match rustix::io::read(&*self.device, &mut request[..]) {
-                Ok(length) => self.handle(request.get(..length).unwrap_or_default(), &mut buffers),
+                Ok(length) => self.handle(request.get(..length).unwrap_or_default(), &mut buffers, follower.as_mut()),
                 // The request was taken back, or a signal came.
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                 // Unmounted.
@@ -174,12 +176,15 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn handle(&self, message: &[u8], buffers: &mut Buffers) {
+    fn handle(&self, message: &[u8], buffers: &mut Buffers, follower: Option<&mut Follower>) {
         let mut reader = Reader(message);
         let Ok(header) = reader.header() else {
             log::error!("a message of {} bytes is no request", message.len());
             return;
         };
+        if let Some(follower) = follower {
+            follower.note(&header, reader.0);
+        }
         let started = log::log_enabled!(log::Level::Debug).then(std::time::Instant::now);
         let answer = catch_unwind(AssertUnwindSafe(|| self.adapter.answer(&header, reader.0, buffers)));
         let answer = answer.unwrap_or_else(|_| {

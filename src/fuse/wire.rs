@@ -119,7 +119,7 @@ pub fn operation(code: u32) -> &'static str {
 }
 
 /// What every request begins with (`fuse_in_header`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Header {
     /// What is asked for.
     pub opcode: u32,

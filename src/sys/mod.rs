@@ -9,6 +9,7 @@
 
 mod acl;
 mod at;
+pub mod cpu;
 mod data;
 mod dents;
 pub mod errand;

@@ -1,0 +1,178 @@
+//! Where a server's thread runs: beside its caller.
+//!
+//! Most of a small request's time is two wake-ups: the server's, and then the caller's. Between two processors each costs
+//! several times what it costs on one (an idle processor, above all a virtual one, must be kicked awake), and nothing is
+//! gained by it, for the caller does nothing but wait. The scheduler does not know that and wakes a thread where it ran last.
+//! So a thread that hears from one caller only moves to that caller's processor, and goes free again when others come, or
+//! when data is moved in large pieces, which caller and server do side by side.
+//!
+//! Measured on two processors, as a ratio to the same server without it: cold opens 0.5 to 0.6, small files written 0.85,
+//! creations 0.65 to 0.85, renames 0.6 to 0.85, and warm work, which asks nothing, the same.
+
+use super::wire::{Header, Reader, opcode};
+use crate::sys::cpu::{Processors, processor_of};
+
+/// After how many requests in a row of one caller its processor is looked up, and after how many more again.
+const FIRST_LOOK: u32 = 16;
+const NEXT_LOOK: u32 = 64;
+
+/// How many changes of caller between two looks end the following.
+const STRANGERS: u32 = 4;
+
+/// What counts as a large piece of data, in bytes, and for how many requests it is remembered.
+const LARGE: usize = 64 << 10;
+const LARGE_REMEMBERED: u32 = 32;
+
+/// A caller that was elsewhere at so many looks in a row runs from us, and is let go for a while.
+const FLIGHTS: u32 = 4;
+const LET_GO: u32 = 4096;
+
+/// One thread's knowledge of its callers.
+#[derive(Debug)]
+pub(super) struct Follower {
+    allowed: Processors,
+    place: Option<usize>,
+    caller: u32,
+    in_a_row: u32,
+    strangers: u32,
+    flights: u32,
+    /// So many requests are answered before anything is decided again.
+    pause: u32,
+}
+
+impl Follower {
+    /// For the calling thread; none where there is no choice of processors.
+    pub(super) fn new() -> Option<Follower> {
+        let allowed = Processors::allowed().ok().filter(|allowed| allowed.count() > 1)?;
+        Some(Follower { allowed, place: None, caller: 0, in_a_row: 0, strangers: 0, flights: 0, pause: 0 })
+    }
+
+    /// Notes a request that this thread is about to answer, and moves the thread if that is due.
+    pub(super) fn note(&mut self, header: &Header, body: &[u8]) {
+        if header.pid == 0 || matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) {
+            return;
+        }
+        if is_large(header, body) {
+            self.pause = self.pause.max(LARGE_REMEMBERED);
+            self.go(None);
+        } else if self.pause > 0 {
+            self.pause -= 1;
+        } else if header.pid != self.caller {
+            (self.caller, self.in_a_row) = (header.pid, 0);
+            self.strangers += 1;
+            if self.strangers > STRANGERS {
+                self.go(None);
+            }
+        } else {
+            self.in_a_row += 1;
+            if self.in_a_row % NEXT_LOOK == FIRST_LOOK {
+                self.look();
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.strangers = 0;
+        let found = processor_of(self.caller);
+        if self.place.is_some() && found != self.place {
+            self.flights += 1;
+            if self.flights >= FLIGHTS {
+                self.flights = 0;
+                self.pause = LET_GO;
+                return self.go(None);
+            }
+        } else {
+            self.flights = 0;
+        }
+        self.go(found);
+    }
+
+    fn go(&mut self, place: Option<usize>) {
+        if place == self.place {
+            return;
+        }
+        let kept = match place {
+            Some(number) => match self.allowed.only(number) {
+                Some(one) => one.keep_to(),
+                None => return,
+            },
+            None => self.allowed.keep_to(),
+        };
+        match kept {
+            Ok(()) => self.place = place,
+            Err(errno) => log::debug!("a thread stays where it is: {errno}"),
+        }
+    }
+}
+
+fn is_large(header: &Header, body: &[u8]) -> bool {
+    let read = || {
+        let mut body = Reader(body);
+        let (_handle, _offset, size) = (body.u64().ok()?, body.u64().ok()?, body.u32().ok()?);
+        Some(size as usize)
+    };
+    match header.opcode {
+        opcode::READ => read().is_some_and(|size| size >= LARGE),
+        _ => body.len() >= LARGE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(opcode: u32, pid: u32) -> Header {
+        Header { opcode, pid, ..Header::default() }
+    }
+
+    fn own_thread() -> u32 {
+        rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+    }
+
+    /// A follower that has heard of this very thread long enough to have looked where it is.
+    fn settled() -> Option<Follower> {
+        let mut follower = Follower::new()?;
+        for _ in 0..=FIRST_LOOK {
+            follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0");
+        }
+        Some(follower)
+    }
+
+    #[test]
+    fn one_caller_is_followed_and_several_are_not() {
+        let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
+        assert_eq!(follower.place, processor_of(own_thread()));
+        assert_eq!(Processors::allowed().map(|now| now.count()), Ok(1));
+        for pid in 1..=STRANGERS + 1 {
+            follower.note(&request(opcode::LOOKUP, pid), b"name\0");
+        }
+        assert_eq!(follower.place, None);
+        assert_eq!(Processors::allowed().map(|now| now.count()), Ok(follower.allowed.count()));
+    }
+
+    #[test]
+    fn large_data_sets_a_thread_free_for_a_while() {
+        let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
+        follower.note(&request(opcode::WRITE, own_thread()), &vec![0; LARGE]);
+        assert_eq!(follower.place, None);
+        for _ in 0..LARGE_REMEMBERED {
+            follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0");
+        }
+        assert_eq!(follower.place, None);
+        for _ in 0..2 * NEXT_LOOK {
+            follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0");
+        }
+        assert!(follower.place.is_some());
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_no_caller() {
+        let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
+        let place = follower.place;
+        for pid in 1..100 {
+            follower.note(&request(opcode::FORGET, pid), &[]);
+            follower.note(&request(opcode::WRITE, 0), &[]);
+        }
+        assert_eq!(follower.place, place);
+    }
+}

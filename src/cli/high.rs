@@ -16,7 +16,7 @@ use crate::cli::low::LowArgs;
 use crate::cli::options::{self, RawOption};
 use crate::cli::{ids, known};
 use crate::fuse::mount::{MountOptions, Target};
-use crate::overlay::config::{Config, Fsync, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
+use crate::overlay::config::{Config, Fsync, Permissions, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
 use crate::sys::process::MountFlags;
 
 /// Who calls, as far as it decides defaults.
@@ -196,6 +196,10 @@ impl Reading {
                 ];
                 self.config.fsync = choice(option, value, &words)?;
             }
+            "xattr_permissions" => {
+                let words = [("0", Permissions::OnDisk), ("1", Permissions::Privileged), ("2", Permissions::User)];
+                self.config.permissions = choice(option, value, &words)?;
+            }
             "writeback" => self.serving.writeback = Some(choice(option, value, &[("1", true), ("0", false)])?),
             "timeout" => self.serving.timeout = Some(seconds(option, value)?),
             "threads" => self.serving.threads = Some(number(option, value, 1, 1024)?),
@@ -218,7 +222,6 @@ impl Reading {
             "index" | "nfs_export" | "metacopy" => (&["off"], &["on"]),
             "verity" => (&["off"], &["on", "require"]),
             "uuid" => (&["auto", "null", "off", "on"], &[]),
-            "xattr_permissions" => (&["0"], &["1", "2"]),
             _ => {
                 self.unknown.push(option.typed.clone());
                 return Ok(());
@@ -257,6 +260,10 @@ impl Reading {
             Some(number) => Target::Descriptor(number),
             None => Target::Directory(PathBuf::from(target)),
         };
+        if self.config.permissions != Permissions::OnDisk {
+            // An ACL would say otherwise than the attribute.
+            self.serving.acl = false;
+        }
         let debug = self.debug || low.debug;
         Ok(HighArgs {
             config: self.config,
@@ -409,7 +416,7 @@ mod tests {
             ("verity=require", "verity=require: not supported yet"),
             ("uidmapping=:0:1000", "uidmapping=:0:1000: must be triples DISK:SHOWN:COUNT"),
             ("squash_to_uid=x", "squash_to_uid=x: must be a number from 0 to 4294967294"),
-            ("xattr_permissions=2", "xattr_permissions=2: not supported yet"),
+            ("xattr_permissions=3", "xattr_permissions=3: must be 0 or 1 or 2"),
             ("datadir+=d", "datadir+=d: data-only layers are not supported yet"),
             ("allow_root", "allow_root: not supported: only allow_other is enforced by the kernel"),
             ("remount", "remount: not supported: unmount and mount"),

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use super::copy_up::{Cut, Data};
 use super::file::Privileges;
-use super::node::{Node, NodeId, Place, State};
+use super::node::{Node, NodeId, Place, State, UPPER};
 use super::superblock::{Caller, Lasting, Overlay};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, SetTime, Stat};
@@ -73,7 +73,7 @@ impl Overlay {
         self.copy_up(&node)?;
         if set.uid.is_some() || set.gid.is_some() {
             let (uid, gid) = self.owner_on_disk(set.uid, set.gid);
-            self.with_real(&node, |at, _| self.chown_on_disk(at, uid, gid))?;
+            self.with_real(&node, |at, _| self.chown(at, uid, gid))?;
         }
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
             // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
@@ -81,7 +81,7 @@ impl Overlay {
                 // Root's writes leave suid as it is; their herald follows on the removal of a capability.
                 let may = match caller.uid {
                     0 => self.capability_dropped.swap(0, Ordering::Relaxed) != id,
-                    uid => uid == self.shown(&node, sys::stat(at)?).uid,
+                    uid => uid == self.owner_shown(at)?.uid,
                 };
                 if may { self.kill_privileges(caller, &node, at) } else { Ok(()) }
             })?;
@@ -102,8 +102,8 @@ impl Overlay {
     pub fn clear_sgid(&self, id: NodeId) -> Result<()> {
         let node = self.node(id)?;
         self.with_real(&node, |at, _| {
-            let mode = sys::stat(at)?.mode;
-            if mode & libc::S_ISGID == 0 { Ok(()) } else { sys::chmod(at, mode & !libc::S_ISGID) }
+            let mode = self.stat_in(at, UPPER)?.mode;
+            if mode & libc::S_ISGID == 0 { Ok(()) } else { self.chmod(at, mode & !libc::S_ISGID) }
         })
     }
 
@@ -121,6 +121,7 @@ impl Overlay {
             return Ok(());
         }
         let fd = self.open_writer(node)?;
+        self.written_to(node, At::Fd(fd.as_fd()))?;
         if let Some(caller) = &kill {
             self.kill_privileges(caller, node, At::Fd(fd.as_fd()))?;
         }
@@ -131,12 +132,12 @@ impl Overlay {
         if node.kind == Kind::File {
             self.pin_before(node, mode);
         }
-        self.with_real(node, |at, _| sys::chmod(at, mode))
+        self.with_real(node, |at, _| self.chmod(at, mode))
     }
 
     /// Whether the server could open a file of that mode and owner for reading and writing.
     pub(super) fn may_reopen(&self, mode: u32) -> bool {
-        self.server.0 == 0 || mode & 0o600 == 0o600
+        self.server.0 == 0 || mode & 0o600 == 0o600 || self.source(UPPER).is_some()
     }
 
     /// Keeps a file open that the server could not open again once it has the new mode: somebody may have it open.

@@ -25,6 +25,20 @@ pub struct Config {
     pub ids: IdMapping,
     /// The parts of the on-disk format that are there for who asks for them.
     pub features: Features,
+    /// Where owners and modes are kept.
+    pub permissions: Permissions,
+}
+
+/// Where owners and modes are kept (fuse-overlayfs's `xattr_permissions`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Permissions {
+    /// Where they belong.
+    #[default]
+    OnDisk,
+    /// In `security.fuseoverlayfs.override_stat`.
+    Privileged,
+    /// In `user.containers.override_stat`.
+    User,
 }
 
 /// Which users and groups callers see for those on disk (fuse-overlayfs's `uidmapping`, `gidmapping`, `squash_to_*`).

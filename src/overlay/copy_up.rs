@@ -18,6 +18,7 @@ use super::table::Key;
 use super::watch::Number;
 use super::workdir::{Temporary, WorkDir};
 use super::xattr::{Mark, is_absent};
+use super::xattr_known::CAPABILITY;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
 
@@ -85,7 +86,7 @@ impl Overlay {
     }
 
     fn copy_up_locked(&self, work: &WorkDir, node: &Arc<Node>, data: Data) -> Result<Published> {
-        let (mut stat, layer) = self.with_real(node, |at, layer| Ok((sys::stat(at)?, layer)))?;
+        let (mut stat, layer) = self.with_real(node, |at, layer| Ok((self.stat_in(at, layer)?, layer)))?;
         if let Data::Cut { kill: Some(caller), .. } = data {
             stat.mode = caller.without_privileges(&self.shown(node, stat));
         }
@@ -119,7 +120,10 @@ impl Overlay {
                 let target = self.with_real(node, |at, _| sys::readlink(at))?;
                 sys::symlink(&target, work.fd(), temporary.name())?;
             }
-            kind => sys::mknod(work.fd(), temporary.name(), kind, 0o600, stat.rdev)?,
+            kind => {
+                let (kind, mode) = self.stored_as(kind, 0o600);
+                sys::mknod(work.fd(), temporary.name(), kind, mode, if kind == Kind::File { 0 } else { stat.rdev })?;
+            }
         }
         let to = copy.as_ref().map_or(temporary.at(), |(copy, _)| At::Fd(copy.as_fd()));
         let mode = self.give_owner(to, stat)?;
@@ -132,12 +136,12 @@ impl Overlay {
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
         let cut = matches!(data, Data::Cut { .. });
         if cut
-            && let Err(errno) = sys::remove_xattr(to, OsStr::new("security.capability"))
+            && let Err(errno) = sys::remove_xattr(to, &self.name_on_disk(OsStr::new(CAPABILITY), UPPER)?)
             && !is_absent(errno)
         {
             return Err(errno);
         }
-        if node.kind != Kind::Symlink {
+        if !self.describe(to, stat)? && node.kind != Kind::Symlink {
             sys::chmod(to, self.movable_mode(node.kind, mode))?;
         }
         let mtime = if cut { SetTime::Now } else { SetTime::At(stat.mtime) };
@@ -182,6 +186,10 @@ impl Overlay {
     /// alone. What a server without the right to give things away copies up is its own from then on, as everything is
     /// that such a user copies; nothing runs with the rights of an owner who did not say so.
     pub(super) fn give_owner(&self, to: At<'_>, stat: &Stat) -> Result<u32> {
+        if self.source(UPPER).is_some() {
+            // Comes with the mode, in one attribute.
+            return Ok(stat.mode);
+        }
         let current = sys::stat(to)?;
         if (current.uid, current.gid) == (stat.uid, stat.gid) {
             return Ok(stat.mode);
@@ -296,7 +304,11 @@ impl Overlay {
 
     /// Gives an object its own mode, if it was moved with another.
     pub(super) fn settle_mode(&self, at: At<'_>, kind: Kind, mode: u32) -> Result<()> {
-        if self.movable_mode(kind, mode) == mode { Ok(()) } else { sys::chmod(at, mode) }
+        if self.movable_mode(kind, mode) == mode || self.source(UPPER).is_some() {
+            Ok(())
+        } else {
+            sys::chmod(at, mode)
+        }
     }
 
     /// Does something in an upper directory that its owner, who is not root, has made unwritable: a copy-up is no change

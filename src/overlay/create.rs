@@ -79,12 +79,18 @@ impl Overlay {
         // Group and ACLs as for a name in that directory.
         sys::set_umask(caller.umask)?;
         let flags = OFlags::RDWR | OFlags::TMPFILE;
-        let file = sys::open(dir.as_fd(), OsStr::new("."), flags, Mode::from_raw_mode(mode & 0o7777))?;
+        let (_, stored) = self.stored_as(Kind::File, mode & 0o7777);
+        let file = sys::open(dir.as_fd(), OsStr::new("."), flags, Mode::from_raw_mode(stored))?;
         let at = At::Fd(file.as_fd());
-        let made = sys::stat(at)?;
-        let inherits_group = sys::stat(At::Fd(dir.as_fd()))?.mode & libc::S_ISGID != 0;
-        let gid = if inherits_group { made.gid } else { caller.gid };
-        if (made.uid, made.gid) != (caller.uid, gid) {
+        let mut made = sys::stat(at)?;
+        let above = self.stat_in(At::Fd(dir.as_fd()), UPPER)?;
+        let inherits_group = above.mode & libc::S_ISGID != 0;
+        let gid = if inherits_group { above.gid } else { caller.gid };
+        if self.source(UPPER).is_some() {
+            (made.uid, made.gid) = (caller.uid, gid);
+            made.mode = libc::S_IFREG | (mode & 0o7777 & !caller.umask);
+            self.describe(at, &made)?;
+        } else if (made.uid, made.gid) != (caller.uid, gid) {
             self.chown_on_disk(at, Some(caller.uid), Some(gid))?;
             // A change of owner takes suid and sgid away.
             sys::chmod(at, made.mode)?;
@@ -142,9 +148,9 @@ impl Overlay {
     /// What was just made, for the table.
     fn look_at_new(&self, target: &Target<'_>, what: What<'_>, file: Option<&OwnedFd>) -> Result<Found> {
         match (what, file) {
-            (What::Node { .. }, Some(file)) => Ok(Found::new(sys::stat(At::Fd(file.as_fd()))?, UPPER)),
+            (What::Node { .. }, Some(file)) => Ok(Found::new(self.stat_in(At::Fd(file.as_fd()), UPPER)?, UPPER)),
             (What::Link(_), _) => self.resolve(target.parent, target.name, From::Top)?.ok_or(Errno::ENOENT),
-            _ => Ok(Found::new(sys::stat(At::Name(target.dir, target.name))?, UPPER)),
+            _ => Ok(Found::new(self.stat_in(At::Name(target.dir, target.name), UPPER)?, UPPER)),
         }
     }
 
@@ -199,6 +205,10 @@ impl Overlay {
 
     /// Whether an object that the server just makes belongs to the caller.
     fn owner_comes_right(&self, caller: &Caller, what: &What<'_>) -> bool {
+        if self.source(UPPER).is_some() {
+            // Owners are described, but for a symlink's, which nothing describes.
+            return matches!(what, What::Link(_) | What::Symlink(_));
+        }
         matches!(what, What::Link(_)) || (caller.uid, caller.gid) == self.server
     }
 
@@ -273,14 +283,24 @@ impl Overlay {
             }
             What::Node { kind, mode, rdev } => {
                 sys::set_umask(0)?;
-                make_node(dir, name, kind, mode & 0o700, rdev)?
+                let (kind, mode) = self.stored_as(kind, mode & 0o700);
+                make_node(dir, name, kind, mode, rdev)?
             }
         };
         let at = file.as_ref().map_or(temporary.at(), |file| At::Fd(file.as_fd()));
-        let parent = sys::stat(At::Fd(target.dir))?;
+        let parent = self.stat_in(At::Fd(target.dir), UPPER)?;
         let inherits_group = parent.mode & libc::S_ISGID != 0;
         let gid = if inherits_group { parent.gid } else { caller.gid };
-        let made = sys::stat(at)?;
+        let mut made = sys::stat(at)?;
+        if self.source(UPPER).is_some() {
+            if let What::Node { kind, mode, rdev } = what {
+                let sgid = if inherits_group && kind == Kind::Dir { libc::S_ISGID } else { 0 };
+                (made.uid, made.gid, made.rdev) = (caller.uid, gid, rdev);
+                made.mode = kind.mode_bits() | (mode & 0o7777 & !caller.umask) | sgid;
+                self.describe(at, &made)?;
+            }
+            return Ok(file);
+        }
         if (made.uid, made.gid) != (caller.uid, gid) {
             self.chown_on_disk(at, Some(caller.uid), Some(gid))?;
         }

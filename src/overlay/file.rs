@@ -103,6 +103,9 @@ impl Overlay {
             _ => None,
         };
         // Before the write, as the kernel does it: never new contents under an old suid, whatever happens in between.
+        if !matches!(privileges, Privileges::KeepAll) {
+            self.written_to(&node, at)?;
+        }
         if let Privileges::Kill(caller) = privileges {
             self.kill_privileges(&caller, &node, at)?;
         }
@@ -120,12 +123,12 @@ impl Overlay {
     /// Clears suid, and sgid where the group may execute or the caller is not in it. The capability goes with every
     /// write of the server itself.
     pub(super) fn kill_privileges(&self, caller: &Caller, node: &Node, at: At<'_>) -> Result<()> {
-        let stat = self.shown(node, sys::stat(at)?);
+        let stat = self.owner_shown(at)?;
         let cleared = caller.without_privileges(&stat);
         if cleared == stat.mode {
             return Ok(());
         }
-        sys::chmod(at, cleared)?;
+        self.chmod(at, cleared)?;
         // The reply may tell of an error, or of nothing.
         self.note_attributes(node);
         Ok(())
@@ -158,6 +161,7 @@ impl Overlay {
             self.kill_privileges(&caller, &node, At::Fd(fd.as_fd()))?;
         }
         sys::fallocate(fd.as_fd(), mode, offset, length)?;
+        self.written_to(&node, At::Fd(fd.as_fd()))?;
         self.note_change(&node, At::Fd(fd.as_fd()));
         Ok(())
     }
@@ -185,6 +189,7 @@ impl Overlay {
             self.kill_privileges(&caller, &target, At::Fd(to_file.as_fd()))?;
         }
         let copied = sys::copy_range(source.as_fd(), from.1, to_file.as_fd(), to.1, length)?;
+        self.written_to(&target, At::Fd(to_file.as_fd()))?;
         self.note_change(&target, At::Fd(to_file.as_fd()));
         Ok(copied)
     }

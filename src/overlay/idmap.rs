@@ -11,6 +11,7 @@
 use std::ffi::OsStr;
 
 use super::config::{IdMapping, IdRange};
+use super::node::UPPER;
 use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, Acl, At, Stat};
@@ -132,6 +133,13 @@ impl Overlay {
             stat.uid = ids.uids.shown(stat.uid);
             stat.gid = ids.gids.shown(stat.gid);
         }
+    }
+
+    /// The attributes of an object in the upper, with the owner that callers see. Locks nothing of the node.
+    pub(super) fn owner_shown(&self, at: At<'_>) -> Result<Stat> {
+        let mut stat = self.stat_in(at, UPPER)?;
+        self.show_ids(&mut stat);
+        Ok(stat)
     }
 
     /// Whoever makes a request, with the ids that what it makes has on disk.

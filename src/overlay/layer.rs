@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::node::{LayerIndex, UPPER};
+use super::override_stat::Source;
 
 /// One opened layer.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(super) struct Layer {
     pub root: Arc<OwnedFd>,
     /// Which of [`Layers::filesystems`] it lies on.
     pub fs: usize,
+    /// In which attribute it has owners and modes, if they are not where they belong.
+    pub source: Option<Source>,
     /// For messages only.
     pub path: PathBuf,
 }

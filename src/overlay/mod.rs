@@ -16,6 +16,7 @@ mod ino;
 mod layer;
 mod node;
 mod origin;
+mod override_stat;
 mod readdir;
 mod redirect;
 mod remove;

@@ -103,7 +103,8 @@ impl Overlay {
     pub fn readdir(&self, id: NodeId, cookie: u64, each: &mut dyn FnMut(&Dirent<'_>) -> Room) -> Result<()> {
         self.list(id, cookie, &mut |parent, listed| {
             let Some(ino) = self.listed_number(parent, listed)? else { return Ok(Room::Taken) };
-            Ok(each(&Dirent { name: &listed.name, ino, kind: listed.kind, cookie: listed.cookie }))
+            let kind = self.listed_kind(parent, listed)?;
+            Ok(each(&Dirent { name: &listed.name, ino, kind, cookie: listed.cookie }))
         })
     }
 
@@ -206,6 +207,16 @@ impl Overlay {
             }
         }
         Ok(merge.finish())
+    }
+
+    /// What a lookup would find: a file may say that it is a device.
+    fn listed_kind(&self, parent: &Arc<Node>, listed: &ListedName) -> Result<Kind> {
+        if listed.kind != Kind::File || self.source(listed.layer).is_none() {
+            return Ok(listed.kind);
+        }
+        let dir = self.dir_fd(parent, listed.layer)?;
+        let stat = self.stat_in(At::Name(dir.as_fd(), &listed.name), listed.layer);
+        Ok(stat.map_or(listed.kind, |stat| stat.kind()))
     }
 
     /// The inode number that a lookup would give, without one where that is sure; `None` for a name that is gone.

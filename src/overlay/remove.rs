@@ -177,11 +177,13 @@ impl Overlay {
         }
         let work = self.work()?;
         let temporary = work.temporary();
-        let stat = sys::stat(At::Fd(inside.as_fd()))?;
+        let stat = self.stat_in(At::Fd(inside.as_fd()), UPPER)?;
         sys::mkdir(work.fd(), temporary.name(), 0o700)?;
         let mode = self.give_owner(temporary.at(), &stat)?;
         self.copy_xattrs(At::Fd(inside.as_fd()), temporary.at(), UPPER)?;
-        sys::chmod(temporary.at(), mode)?;
+        if !self.describe(temporary.at(), &stat)? {
+            sys::chmod(temporary.at(), mode)?;
+        }
         self.set_opaque(temporary.at())?;
         sys::rename(temporary.pair(), (dir, name), RenameFlags::EXCHANGE)
     }

@@ -143,7 +143,7 @@ impl Overlay {
             Err(errno) => return Err(errno),
         };
         let at = At::Name(dir.as_fd(), name);
-        let stat = match sys::stat(at) {
+        let mut stat = match sys::stat(at) {
             Ok(stat) => stat,
             Err(Errno::ENOENT | Errno::ENOTDIR) => {
                 let hidden = below == Below::Something && self.wh_hides(parent, lower, name, &dir)?;
@@ -154,6 +154,7 @@ impl Overlay {
         if self.is_whiteout(at, &stat, lower.xwhiteouts)? {
             return Ok(Step::Hidden);
         }
+        self.overrule(at, layer, &mut stat)?;
         if !stat.is_dir() {
             // Below a directory, what is no directory does not show and hides what is below it in turn.
             if found.is_none() {
@@ -305,7 +306,7 @@ impl Overlay {
 
     /// Makes a new file without a name a node.
     pub(super) fn enter_nameless(&self, file: Arc<OwnedFd>) -> Result<Entry> {
-        let stat = sys::stat(At::Fd(file.as_fd()))?;
+        let stat = self.stat_in(At::Fd(file.as_fd()), UPPER)?;
         let real = RealId::of(&stat);
         let number =
             self.numbers.persistent(&self.layers, stat.dev, stat.ino).unwrap_or_else(|| self.numbers.made_up());

@@ -16,6 +16,7 @@ use super::idmap::Ids;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
+use super::override_stat::find_sources;
 use super::readdir::Listings;
 use super::superblock::Overlay;
 use super::table::Table;
@@ -67,7 +68,8 @@ impl Overlay {
             Some((layer, w)) => (Some(layer), Some(w.work), w.namespace, w.device_whiteouts),
             None => (None, None, default_namespace(config.xattrs), true),
         };
-        let layers = Layers { upper, lowers, filesystems };
+        let mut layers = Layers { upper, lowers, filesystems };
+        let overriding = find_sources(config, &mut layers, work.as_ref())?;
         let numbers = InodeNumbers::new(&layers, config.xino);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let overlay = Overlay {
@@ -81,6 +83,7 @@ impl Overlay {
             fsync: config.fsync,
             ids: Ids::new(&config.ids),
             features: config.features,
+            overriding,
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             dirs: FdCache::new((limit / 4).clamp(16, 4096)),
             readers: FdCache::new((limit / 8).clamp(16, 2048)),
@@ -168,7 +171,7 @@ fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> S
         errno => fail(&Errno::from(errno)),
     })?;
     let fs = register(root.as_fd(), filesystems).map_err(|errno| fail(&errno))?;
-    Ok(Layer { root: Arc::new(root), fs, path: path.to_owned() })
+    Ok(Layer { root: Arc::new(root), fs, source: None, path: path.to_owned() })
 }
 
 fn register(root: sys::BorrowedFd<'_>, filesystems: &mut Vec<FileSystem>) -> crate::errno::Result<usize> {

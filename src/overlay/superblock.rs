@@ -37,6 +37,8 @@ pub struct Overlay {
     pub(super) device_whiteouts: bool,
     /// What becomes of users and groups; nothing, mostly.
     pub(super) ids: Option<Ids>,
+    /// Whether any layer has owners and modes in attributes.
+    pub(super) overriding: bool,
     /// Who the server is: files of its own need no change of owner.
     pub(super) server: (u32, u32),
     pub(super) root: Arc<Node>,
@@ -274,7 +276,7 @@ impl Overlay {
     /// The attributes of a node, from its real object. `ESTALE` if another object has taken its place.
     pub(super) fn attr(&self, node: &Arc<Node>) -> Result<Stat> {
         let real = node.state.read().real;
-        let stat = self.with_real(node, |at, _| sys::stat(at))?;
+        let stat = self.with_real(node, |at, layer| self.stat_in(at, layer))?;
         if RealId::of(&stat) != real && RealId::of(&stat) != node.state.read().real {
             return Err(Errno::ESTALE);
         }

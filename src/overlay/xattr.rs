@@ -76,7 +76,7 @@ impl Namespace {
     }
 
     /// The prefix alone is no name: `EINVAL`.
-    fn check(self, name: &OsStr) -> Result<()> {
+    pub fn check(self, name: &OsStr) -> Result<()> {
         if name == self.prefix() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
@@ -206,44 +206,35 @@ impl Overlay {
         if self.lacks_xattr(&node, name)? {
             return Err(Errno::ENODATA);
         }
-        let name = self.namespace.escape(name);
-        match self.with_real(&node, |at, _| sys::get_xattr(at, &name)) {
+        match self.with_real(&node, |at, layer| sys::get_xattr(at, &self.name_on_disk(name, layer)?)) {
             // A layer without ACLs has none to show; to the kernel, any other error would mean that nobody may look.
             Err(Errno::ENOTSUP) if name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT => Err(Errno::ENODATA),
-            result => Ok(self.xattr_shown(&name, result?)),
+            result => Ok(self.xattr_shown(name, result?)),
         }
-    }
-
-    /// What callers call an attribute by its name on disk; `None` for what is hidden.
-    pub(super) fn shown_name(&self, name: &[u8]) -> Option<Vec<u8>> {
-        self.namespace.unescape(name)
     }
 
     /// The names of the attributes that the caller may see, each ended by a NUL.
     pub fn listxattr(&self, caller: &Caller, id: super::NodeId) -> Result<Vec<u8>> {
         let node = self.node(id)?;
         let list = self.list_xattrs(&node)?;
-        let mut shown = Vec::with_capacity(list.len());
-        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            // As the kernel's ovl_can_list: trusted names are for the privileged.
-            if name.starts_with(b"trusted.") && caller.uid != 0 {
-                continue;
-            }
-            if let Some(name) = self.shown_name(name) {
-                shown.extend_from_slice(&name);
-                shown.push(0);
-            }
+        if caller.uid == 0 {
+            return Ok(list);
         }
-        Ok(shown)
+        // As the kernel's ovl_can_list: trusted names are for the privileged.
+        let names = list.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(b"trusted."));
+        Ok(names.flatten().copied().collect())
     }
 
     /// Sets an attribute. `EEXIST` and `ENODATA` as `flags` (`XATTR_CREATE`, `XATTR_REPLACE`) ask for.
     pub fn setxattr(&self, id: super::NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.node(id)?;
-        self.namespace.check(name)?;
-        let name = self.namespace.escape(name);
-        let changed = self.xattr_on_disk(&name, value);
+        let changed = self.xattr_on_disk(name, value);
         let value = changed.as_deref().unwrap_or(value);
+        let name = match self.name_on_disk(name, UPPER) {
+            Err(Errno::ENODATA) if name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT => return Err(Errno::ENOTSUP),
+            Err(Errno::ENODATA) => return Err(Errno::EPERM),
+            result => result?,
+        };
         self.copy_up(&node)?;
         self.with_real(&node, |at, _| sys::set_xattr(at, &name, value, flags))?;
         self.xattr_changed(&node, &name);
@@ -253,28 +244,26 @@ impl Overlay {
     /// Removes an attribute. `ENODATA` when there is none, without a copy-up.
     pub fn removexattr(&self, id: super::NodeId, name: &OsStr) -> Result<()> {
         let node = self.node(id)?;
-        self.namespace.check(name)?;
-        let name = self.namespace.escape(name);
         let was_lower = !node.in_upper();
-        let result = self.remove_real_xattr(&node, &name);
+        let result = self.remove_real_xattr(&node, name);
         // An ACL that is not there is removed from an upper object without an error, as by the kernel.
         if result == Err(Errno::ENODATA) && !was_lower && (*name == *sys::ACL_ACCESS || *name == *sys::ACL_DEFAULT) {
             return Ok(());
         }
         result?;
-        if name == *"security.capability" {
+        if name == super::xattr_known::CAPABILITY {
             self.capability_dropped.store(id, Ordering::Relaxed);
         }
-        self.xattr_changed(&node, &name);
+        self.xattr_changed(&node, name);
         Ok(())
     }
 
     fn remove_real_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<()> {
         if !node.in_upper() {
-            self.with_real(node, |at, _| sys::get_xattr(at, name))?;
+            self.with_real(node, |at, layer| sys::get_xattr(at, &self.name_on_disk(name, layer)?))?;
             self.copy_up(node)?;
         }
-        self.with_real(node, |at, _| sys::remove_xattr(at, name))
+        self.with_real(node, |at, layer| sys::remove_xattr(at, &self.name_on_disk(name, layer)?))
     }
 
     fn xattr_changed(&self, node: &Arc<Node>, name: &OsStr) {
@@ -306,14 +295,15 @@ impl Overlay {
         // ACLs last: they change the mode, and a mode without write permission refuses the rest to who is not root.
         names.sort_by_key(|name| name.starts_with(b"system.posix_acl_"));
         for name in names {
-            let Some(_) = self.namespace.unescape(name) else { continue };
+            let Some(shown) = self.shown_name(name, layer) else { continue };
+            let Ok(copy) = self.name_on_disk(OsStr::from_bytes(&shown), UPPER) else { continue };
             let name = OsStr::from_bytes(name);
             let value = match sys::get_xattr(from, name) {
                 Ok(value) => value,
                 Err(Errno::ENODATA) => continue,
                 Err(errno) => return Err(errno),
             };
-            match sys::set_xattr(to, name, &value, 0) {
+            match sys::set_xattr(to, &copy, &value, 0) {
                 Ok(()) => {}
                 Err(errno @ (Errno::ENOTSUP | Errno::EPERM))
                     if !name.as_bytes().starts_with(b"system.posix_acl_") || errno == Errno::ENOTSUP =>

@@ -111,19 +111,19 @@ impl Overlay {
         (known, Some(Asked { state, epoch }))
     }
 
-    fn learn_xattrs(&self, node: &Node, asked: Option<Asked>, layer: LayerIndex, list: &[u8]) {
+    /// `shown` is the list as callers see it.
+    fn learn_xattrs(&self, node: &Node, asked: Option<Asked>, layer: LayerIndex, shown: &[u8]) {
         let Some(Asked { state, epoch }) = asked else { return };
         let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs));
         if fs.is_none_or(|fs| is_elsewhere(fs.magic)) {
             return;
         }
-        let mut learnt = LISTED | NOTHING | NO_CAPABILITY;
-        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let Some(shown) = self.shown_name(name) else { continue };
-            learnt &= !NOTHING;
-            if shown == CAPABILITY.as_bytes() {
-                learnt &= !NO_CAPABILITY;
-            }
+        let mut learnt = LISTED;
+        if shown.is_empty() {
+            learnt |= NOTHING;
+        }
+        if shown.split(|byte| *byte == 0).all(|name| name != CAPABILITY.as_bytes()) {
+            learnt |= NO_CAPABILITY;
         }
         let low = state & ((1 << EPOCH_SHIFT) - 1) & !LEARNT;
         let new = low | learnt | u64::from(epoch) << EPOCH_SHIFT;
@@ -149,7 +149,7 @@ impl Overlay {
         Ok(known & NOTHING != 0 || (known & NO_CAPABILITY != 0 && name == CAPABILITY))
     }
 
-    /// The names of a node's attributes on disk, marks included; without a system call where none is to be shown.
+    /// The names of the attributes that are shown, each ended by a NUL; without a system call where there is none.
     pub(super) fn list_xattrs(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
         let (known, asked) = self.known_xattrs(node);
         if known & NOTHING != 0 {
@@ -157,8 +157,15 @@ impl Overlay {
         }
         self.with_real(node, |at: At<'_>, layer| {
             let list = sys::list_xattr(at)?;
-            self.learn_xattrs(node, asked, layer, &list);
-            Ok(list)
+            let mut shown = Vec::with_capacity(list.len());
+            for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                if let Some(name) = self.shown_name(name, layer) {
+                    shown.extend_from_slice(&name);
+                    shown.push(0);
+                }
+            }
+            self.learn_xattrs(node, asked, layer, &shown);
+            Ok(shown)
         })
     }
 }

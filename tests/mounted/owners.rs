@@ -44,3 +44,30 @@ fn squashed_owners_are_everybodys_alike() {
         [ \"$(stat -c %u:%g upper/file)\" = 42:43 ]",
     );
 }
+
+#[test]
+fn owners_and_devices_lie_in_attributes_where_the_layers_cannot_hold_them() {
+    plyfs_only!();
+    need!(is_root() && have("setpriv"), "not root, or no setpriv (util-linux): there is no other user to become");
+    let layers = Layers::new(1);
+    write(layers.lower("dir/file"), "one\n");
+    let (options, target) = (layers.options(), layers.merged(""));
+    let union = layers.mount_with(&format!("{options},xattr_permissions=2,allow_other,dev"), &target);
+    let name = "user.containers.override_stat";
+    sh(
+        union.root(),
+        "chmod 755 . merged; cd merged
+        mknod null c 1 3; echo into > null; [ \"$(stat -c '%F %t %T' null)\" = 'character special file 1 3' ]
+        mkfifo pipe; (echo through > pipe &); [ \"$(cat pipe)\" = through ]
+        chown 42:43 dir/file; chmod 640 dir/file; mkdir own; chown 1000:1000 own
+        setpriv --reuid=1000 --regid=1000 --clear-groups bash -euc '
+            ! cat dir/file 2>/dev/null; echo mine > own/mine; chmod 400 own/mine; ln -s mine own/link'
+        [ \"$(stat -c %u:%g:%a dir/file own/mine)\" = \"$(printf '42:43:640\\n1000:1000:400')\" ]
+        [ \"$(stat -c '%F %u %a' ../upper/null ../upper/pipe ../upper/own/mine | sort -u)\" = \\
+            \"$(printf 'regular empty file 0 600\\nregular file 0 600')\" ]",
+    );
+    let said = |path: &str| String::from_utf8(crate::support::xattr(union.upper(path), name).unwrap()).unwrap();
+    assert_eq!((said("null"), said("own/mine")), ("0:0:0644:char-1-3".into(), "1000:1000:0400:file".into()));
+    let union = union.unmount();
+    assert_eq!(crate::support::xattr(union.lower("dir/file"), name), None);
+}

@@ -22,6 +22,7 @@ mod idmap;
 mod links;
 mod memory;
 mod model;
+mod override_stat;
 mod random;
 mod readdir;
 mod redirect;

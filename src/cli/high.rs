@@ -15,7 +15,9 @@ use crate::cli::features::Asked;
 use crate::cli::low::LowArgs;
 use crate::cli::options::{self, RawOption};
 use crate::cli::{ids, known};
+use crate::fuse::adapter::Xattrs;
 use crate::fuse::mount::{MountOptions, Target};
+use crate::fuse::server::MAX_DATA;
 use crate::overlay::config::{Config, Fsync, Permissions, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
 use crate::sys::process::MountFlags;
 
@@ -60,13 +62,22 @@ pub struct Serving {
     pub timeout: Option<Duration>,
     /// Whether the kernel may collect small writes; our choice if absent.
     pub writeback: Option<bool>,
-    /// Whether POSIX ACLs are honoured.
-    pub acl: bool,
+    /// Which extended attributes there are for callers.
+    pub xattrs: Xattrs,
+    /// The largest write that the kernel sends, in bytes.
+    pub max_write: u32,
 }
 
 impl Default for Serving {
     fn default() -> Serving {
-        Serving { threads: None, clone_fd: false, timeout: None, writeback: None, acl: true }
+        Serving {
+            threads: None,
+            clone_fd: false,
+            timeout: None,
+            writeback: None,
+            xattrs: Xattrs::All,
+            max_write: MAX_DATA,
+        }
     }
 }
 
@@ -151,8 +162,10 @@ impl Reading {
             "userxattr" => self.config.xattrs = XattrNamespace::User,
             "volatile" => self.config.fsync = Fsync::Volatile,
             "clone_fd" => self.serving.clone_fd = true,
-            "noacl" => self.serving.acl = false,
-            "acl" => self.serving.acl = true,
+            "noacl" => self.serving.xattrs = self.serving.xattrs.max(Xattrs::NoAcls),
+            "acl" => self.serving.xattrs = Xattrs::All,
+            "noxattrs" => self.serving.xattrs = Xattrs::Nothing,
+            "ino32_t" => self.config.narrow_inodes = true,
             "debug" => self.debug = true,
             "allow_root" => return Err(refusal(option, "not supported: only allow_other is enforced by the kernel")),
             "nooverride_creds" => {
@@ -200,6 +213,11 @@ impl Reading {
                 let words = [("0", Permissions::OnDisk), ("1", Permissions::Privileged), ("2", Permissions::User)];
                 self.config.permissions = choice(option, value, &words)?;
             }
+            // 1 and 0 are fuse-overlayfs's words.
+            "noxattrs" => {
+                self.serving.xattrs = choice(option, value, &[("1", Xattrs::Nothing), ("0", Xattrs::All)])?;
+            }
+            "max_write" => self.serving.max_write = number(option, value, 0, u32::MAX)?.clamp(4096, MAX_DATA),
             "writeback" => self.serving.writeback = Some(choice(option, value, &[("1", true), ("0", false)])?),
             "timeout" => self.serving.timeout = Some(seconds(option, value)?),
             "threads" => self.serving.threads = Some(number(option, value, 1, 1024)?),
@@ -262,7 +280,7 @@ impl Reading {
         };
         if self.config.permissions != Permissions::OnDisk {
             // An ACL would say otherwise than the attribute.
-            self.serving.acl = false;
+            self.serving.xattrs = self.serving.xattrs.max(Xattrs::NoAcls);
         }
         let debug = self.debug || low.debug;
         Ok(HighArgs {
@@ -403,7 +421,13 @@ mod tests {
         assert_eq!(union("max_read=65536").mount.max_read, Some(65536));
         assert_eq!(union(r"fsname=a\,b").mount.fsname, "a,b");
         assert!(union("debug").foreground);
-        assert!(union("ro").serving.acl && !union("noacl").serving.acl);
+        assert_eq!([union("ro"), union("noacl")].map(|args| args.serving.xattrs), [Xattrs::All, Xattrs::NoAcls]);
+        assert_eq!(union("noxattrs=1").serving.xattrs, Xattrs::Nothing);
+        assert_eq!(union("xattr_permissions=2").serving.xattrs, Xattrs::NoAcls);
+        assert_eq!(
+            [union("max_write=1"), union("max_write=99999999")].map(|args| args.serving.max_write),
+            [4096, MAX_DATA]
+        );
     }
 
     #[test]

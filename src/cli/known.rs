@@ -41,11 +41,9 @@ const WITHOUT_EFFECT: &[&str] = &[
     "rootcontext",
     // fuse-overlayfs.
     "static_nlink",
-    "ino32_t",
     "threaded",
     "fast_ino",
     "fast_ino_check",
-    "noxattrs",
     "plugins",
     "nfs_filehandles",
     // libfuse.
@@ -56,7 +54,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "kernel_cache",
     "auto_cache",
     "big_writes",
-    "max_write",
     // mount(8) and fstab, and what container engines pass along.
     "defaults",
     "auto",

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use crate::cli::daemon::{Ready, Side};
 use crate::cli::high::{Caller, HighArgs};
 use crate::cli::low::LowArgs;
-use crate::fuse::adapter::{Adapter, Policy};
+use crate::fuse::adapter::{Adapter, Policy, Xattrs};
 use crate::fuse::mount::{self, Target};
 use crate::fuse::notices::Notices;
 use crate::fuse::{server, session};
@@ -96,12 +96,13 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         threads: serving.threads.unwrap_or_else(default_threads),
         own_queues: serving.clone_fd,
         writeback: serving.writeback.unwrap_or(false),
-        acl: serving.acl,
+        acl: serving.xattrs == Xattrs::All,
+        max_write: serving.max_write,
     };
     if let Err(errno) = overlay.begin() {
         log::warn!("the work directory cannot be marked as volatile: {errno}");
     }
-    let adapter = Adapter::new(overlay.clone(), policy);
+    let adapter = Adapter::new(overlay.clone(), policy).with_xattrs(serving.xattrs);
     let watch = |notifier| {
         if let Err(errno) = overlay.watch(Notices::new(notifier)) {
             log::warn!("layers cannot be watched ({errno}): what is told lasts a second");

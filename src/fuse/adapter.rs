@@ -3,6 +3,7 @@
 //! Knows no device and no threads; whoever brings requests (the server's loop, another transport, a test) calls
 //! [`Adapter::answer`]. Must never: decide what the union shows.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,11 +44,24 @@ impl Default for Policy {
     }
 }
 
+/// Which extended attributes callers get to see and to set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Xattrs {
+    /// All that the union has.
+    #[default]
+    All,
+    /// All but access control lists, which nobody enforces.
+    NoAcls,
+    /// None: the kernel is told so once and never asks again.
+    Nothing,
+}
+
 /// Translates between the protocol and the union.
 #[derive(Debug)]
 pub struct Adapter {
     overlay: Arc<Overlay>,
     policy: Policy,
+    xattrs: Xattrs,
     long_setxattr: bool,
 }
 
@@ -92,7 +106,13 @@ impl Adapter {
     /// An adapter for a union.
     #[must_use]
     pub fn new(overlay: Arc<Overlay>, policy: Policy) -> Adapter {
-        Adapter { overlay, policy, long_setxattr: true }
+        Adapter { overlay, policy, xattrs: Xattrs::All, long_setxattr: true }
+    }
+
+    /// The same with fewer extended attributes.
+    #[must_use]
+    pub fn with_xattrs(self, xattrs: Xattrs) -> Adapter {
+        Adapter { xattrs, ..self }
     }
 
     /// The same, for a kernel whose SETXATTR has the longer form (`FUSE_SETXATTR_EXT`) or not.
@@ -353,11 +373,14 @@ impl Adapter {
 
     fn xattr(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
         let node = header.node;
+        if self.xattrs == Xattrs::Nothing {
+            return Err(Errno::ENOSYS);
+        }
         match header.opcode {
             opcode::SETXATTR => {
                 let (size, flags) = (body.u32()? as usize, body.u32()?.cast_signed());
                 let extra = if self.long_setxattr { (body.u32()?, body.u32()?).0 } else { 0 };
-                let name = body.name()?;
+                let name = self.offered(body.name()?)?;
                 self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
                 if extra & SETXATTR_ACL_KILL_SGID != 0 && name == sys::ACL_ACCESS {
                     self.overlay.clear_sgid(node)?;
@@ -365,15 +388,15 @@ impl Adapter {
                 return Ok(Answer::Out);
             }
             opcode::REMOVEXATTR => {
-                self.overlay.removexattr(node, body.name()?)?;
+                self.overlay.removexattr(node, self.offered(body.name()?)?)?;
                 return Ok(Answer::Out);
             }
             _ => {}
         }
         let (size, _padding) = (body.u32()? as usize, body.u32()?);
         let value = match header.opcode {
-            opcode::GETXATTR => self.overlay.getxattr(node, body.name()?)?,
-            _ => self.overlay.listxattr(&caller(header, 0), node)?,
+            opcode::GETXATTR => self.overlay.getxattr(node, self.offered(body.name()?)?)?,
+            _ => self.offered_names(self.overlay.listxattr(&caller(header, 0), node)?),
         };
         if size == 0 {
             buffers.out.put_u32(u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?);
@@ -384,6 +407,20 @@ impl Adapter {
             buffers.out.extend_from_slice(&value);
         }
         Ok(Answer::Out)
+    }
+
+    /// The name of an attribute, if there can be such. `ENOTSUP` as of a file system without access control lists.
+    fn offered<'a>(&self, name: &'a OsStr) -> Result<&'a OsStr> {
+        let acl = name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT;
+        if acl && self.xattrs != Xattrs::All { Err(Errno::ENOTSUP) } else { Ok(name) }
+    }
+
+    fn offered_names(&self, names: Vec<u8>) -> Vec<u8> {
+        if self.xattrs == Xattrs::All {
+            return names;
+        }
+        let names = names.split_inclusive(|byte| *byte == 0);
+        names.filter(|name| !name.starts_with(b"system.posix_acl_")).flatten().copied().collect()
     }
 
     /// The operations on ranges of files, and on their flags.

@@ -19,7 +19,7 @@ use crate::errno::{Errno, Result};
 use crate::sys;
 
 /// The most data that one request or reply carries, in bytes.
-const MAX_DATA: u32 = 1 << 20;
+pub const MAX_DATA: u32 = 1 << 20;
 
 /// How many requests the kernel may have waiting that no caller waits for: read-ahead, write-back.
 const MAX_BACKGROUND: u16 = 64;
@@ -47,11 +47,13 @@ pub struct Options {
     pub writeback: bool,
     /// Whether POSIX ACLs are honoured.
     pub acl: bool,
+    /// The largest write, in bytes; at most [`MAX_DATA`].
+    pub max_write: u32,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 4, own_queues: true, writeback: false, acl: true }
+        Options { threads: 4, own_queues: true, writeback: false, acl: true, max_write: MAX_DATA }
     }
 }
 
@@ -84,7 +86,7 @@ impl fuser::Filesystem for Handshake {
                 .map_err(|flags| io::Error::other(format!("flags {flags:?} were offered and then refused")))?;
         }
         self.long_setxattr.store(config.capabilities().contains(InitFlags::FUSE_SETXATTR_EXT), Ordering::Relaxed);
-        let settled = (config.set_max_write(MAX_DATA), config.set_max_background(MAX_BACKGROUND));
+        let settled = (config.set_max_write(self.options.max_write), config.set_max_background(MAX_BACKGROUND));
         log::debug!("handshake: {settled:?}");
         Ok(())
     }

@@ -17,6 +17,8 @@ pub struct Config {
     pub xattrs: XattrNamespace,
     /// Whether inode numbers of several file systems are made unique with the high bits.
     pub xino: Xino,
+    /// Whether inode numbers are folded into 32 bits, for programs that know no larger ones (`ino32_t`).
+    pub narrow_inodes: bool,
     /// What is synced to disk, and when.
     pub fsync: Fsync,
     /// How deletions are written.

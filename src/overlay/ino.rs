@@ -14,13 +14,15 @@ use super::layer::Layers;
 pub(super) struct InodeNumbers {
     /// How many high bits tell the file system; none when all layers lie on one.
     bits: u32,
+    /// Whether numbers are to fit into 32 bits, at the price that some are not unique.
+    narrow: bool,
     /// Made-up numbers are counted from here.
     next: AtomicU64,
 }
 
 impl InodeNumbers {
     /// The scheme for these layers, with the kernel's choice of bits.
-    pub fn new(layers: &Layers, xino: Xino) -> InodeNumbers {
+    pub fn new(layers: &Layers, xino: Xino, narrow: bool) -> InodeNumbers {
         // Position 0 is the upper's file system, or nothing in a union without an upper.
         let count = layers.filesystems.len() + usize::from(layers.upper.is_none());
         let single = layers.filesystems.len() <= 1;
@@ -30,11 +32,24 @@ impl InodeNumbers {
             // One bit: what is not on the first file system gets made-up numbers.
             Xino::Off => 1,
         };
-        InodeNumbers { bits, next: AtomicU64::new(1) }
+        InodeNumbers { bits, narrow, next: AtomicU64::new(1) }
     }
 
     /// The union's number of a real object; `None` if one must be made up.
     pub fn persistent(&self, layers: &Layers, dev: u64, ino: u64) -> Option<u64> {
+        self.wide(layers, dev, ino).map(|number| self.folded(number))
+    }
+
+    fn folded(&self, number: u64) -> u64 {
+        if !self.narrow {
+            return number;
+        }
+        // The file system's position is in the high bits. 0 is no number.
+        let folded = (number ^ (number >> 32)) & u64::from(u32::MAX);
+        folded.max(1)
+    }
+
+    fn wide(&self, layers: &Layers, dev: u64, ino: u64) -> Option<u64> {
         let position = layers.filesystem(dev).map(|(position, _)| position as u64 + u64::from(layers.upper.is_none()));
         if self.bits == 0 {
             return position.map(|_| ino);
@@ -51,7 +66,7 @@ impl InodeNumbers {
     pub fn made_up(&self) -> u64 {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let shift = if self.bits == 0 { 63 } else { 64 - self.bits };
-        n | (1 << shift)
+        if self.narrow { (n & 0x7fff_ffff) | 1 << 31 } else { n | (1 << shift) }
     }
 }
 
@@ -68,15 +83,26 @@ mod tests {
     #[test]
     fn one_file_system_keeps_its_numbers() {
         let layers = layers(&[5]);
-        let numbers = InodeNumbers::new(&layers, Xino::Auto);
+        let numbers = InodeNumbers::new(&layers, Xino::Auto, false);
         assert_eq!(numbers.persistent(&layers, 5, u64::MAX), Some(u64::MAX));
         assert_eq!(numbers.persistent(&layers, 6, 1), None);
     }
 
     #[test]
+    fn narrow_numbers_fit_into_32_bits() {
+        for devs in [&[5][..], &[5, 6]] {
+            let layers = layers(devs);
+            let numbers = InodeNumbers::new(&layers, Xino::Auto, true);
+            let ino = |dev, ino| numbers.persistent(&layers, dev, ino).unwrap();
+            assert!(if devs.len() == 1 { ino(5, 77) == 77 } else { ino(5, 77) != ino(6, 77) });
+            assert!([ino(5, 1 << 32), ino(5, 3 << 40), numbers.made_up()].iter().all(|ino| *ino > 0 && *ino < 1 << 32));
+        }
+    }
+
+    #[test]
     fn several_file_systems_never_share_a_number() {
         let layers = layers(&[5, 6]);
-        let numbers = InodeNumbers::new(&layers, Xino::Auto);
+        let numbers = InodeNumbers::new(&layers, Xino::Auto, false);
         let a = numbers.persistent(&layers, 5, 77);
         let b = numbers.persistent(&layers, 6, 77);
         assert!(a.is_some() && b.is_some() && a != b);

@@ -70,7 +70,7 @@ impl Overlay {
         };
         let mut layers = Layers { upper, lowers, filesystems };
         let overriding = find_sources(config, &mut layers, work.as_ref())?;
-        let numbers = InodeNumbers::new(&layers, config.xino);
+        let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let overlay = Overlay {
             table: Table::new(root.clone()),

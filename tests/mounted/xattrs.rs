@@ -133,3 +133,68 @@ fn a_capability_is_seen_as_soon_as_it_is_given() {
     fs::write(&path, "a write takes it away").unwrap();
     assert!(!get());
 }
+
+/// The errno of asking for an attribute, 0 for none.
+fn asking(path: &Path, name: &str) -> i32 {
+    lgetxattr(path, name, &mut [0u8; 64][..]).map_or_else(rustix::io::Errno::raw_os_error, |_| 0)
+}
+
+fn with(option: &str) -> Union {
+    let layers = Layers::new(1);
+    write(layers.lower("file"), "text");
+    set(&layers.lower("file"), b"red");
+    let (options, target) = (layers.options(), layers.merged(""));
+    layers.mount_with(&format!("{options},{option}"), &target)
+}
+
+#[test]
+fn without_acls_none_is_shown_or_set() {
+    plyfs_only!();
+    let acl = [&[2u8, 0, 0, 0][..], &[1, 0, 7, 0], &[0xff; 4], &[2, 0, 7, 0, 42, 0, 0, 0], &[4, 0, 5, 0], &[0xff; 4]]
+        .concat();
+    let acl = [&acl[..], &[16, 0, 7, 0], &[0xff; 4], &[32, 0, 5, 0], &[0xff; 4]].concat();
+    let name = "system.posix_acl_access";
+    let union = with("noacl");
+    let path = union.merged("file");
+    assert_eq!(asking(&path, name), libc::EOPNOTSUPP);
+    assert_eq!(lsetxattr(&path, name, &acl, XattrFlags::empty()), Err(rustix::io::Errno::OPNOTSUPP));
+    assert!(has(&path));
+    let mut layers = union.unmount();
+    lsetxattr(layers.lower("file"), name, &acl, XattrFlags::empty()).unwrap();
+    let (options, target) = (layers.options(), layers.merged(""));
+    let union = layers.mount_with(&format!("{options},noacl"), &target);
+    let mut list = [0u8; 256];
+    let length = listxattr(union.merged("file"), &mut list[..]).unwrap();
+    assert_eq!(&list[..length], b"user.colour\0");
+    layers = union.unmount();
+    let union = layers.mount();
+    assert_eq!(asking(&union.merged("file"), name), 0);
+}
+
+#[test]
+fn without_xattrs_there_are_none() {
+    plyfs_only!();
+    let union = with("noxattrs=1");
+    let path = union.merged("file");
+    for _ in 0..2 {
+        assert_eq!(asking(&path, "user.colour"), libc::EOPNOTSUPP);
+        assert!(!matches!(listxattr(&path, &mut [0u8; 64][..]), Ok(1..)));
+        assert!(lsetxattr(&path, "user.colour", b"blue", XattrFlags::empty()).is_err());
+    }
+    fs::write(&path, "other").unwrap();
+    fs::remove_file(&path).unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn narrow_inode_numbers_fit_into_32_bits_and_listings_agree() {
+    plyfs_only!();
+    use std::os::unix::fs::{DirEntryExt, MetadataExt};
+    let union = with("ino32_t");
+    fs::write(union.merged("new"), "").unwrap();
+    for entry in fs::read_dir(union.merged("")).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.ino(), entry.metadata().unwrap().ino());
+        assert!(entry.ino() < 1 << 32);
+    }
+}

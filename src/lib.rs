@@ -59,6 +59,12 @@
 //! recognised by what is known of the object, and raise no notice. That an object has no extended attributes is believed
 //! here on the same grounds (`overlay/xattr_known`): the kernel asks each time, and the answer costs no system call.
 //!
+//! # Where the server lives
+//!
+//! In a mount namespace of its own, unless its mount is in that of the machine's first process (`sys/namespace`): a process
+//! keeps its namespace alive, and a server in that of its mount would keep the mount for ever once all others have gone.
+//! What has to be done on the mount's path is done by short-lived processes (`sys/errand`) that go back there.
+//!
 //! # Locks
 //!
 //! In this order; a lock may be taken only while none that stands below it is held. The order is written at each lock.

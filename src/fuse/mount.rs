@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::fuse::fusermount;
 use crate::overlay::SetupError;
 use crate::sys::errand::{self, Detach};
+use crate::sys::namespace;
 use crate::sys::process::{self, MountFlags, MountId};
 
 /// The device behind every FUSE mount.
@@ -225,7 +226,10 @@ impl MountPoint {
 
     /// Remembers which mount at this path is ours. To be called once the server answers.
     pub fn identify(&mut self) {
-        match process::mount_id(&self.path) {
+        if namespace::is_left() {
+            return;
+        }
+        match process::mount_id(self.path.as_path()) {
             Ok(id) => self.id = Some(id),
             Err(error) => log::debug!("{}: no mount id: {error}", self.path.display()),
         }
@@ -233,7 +237,12 @@ impl MountPoint {
 
     /// Whether what the path shows now is our mount, as far as that can be known.
     fn is_ours(&self) -> bool {
-        match (self.id, process::mount_id(&self.path)) {
+        if let Some(id) = self.id
+            && namespace::is_left()
+        {
+            return errand::is_there(&self.path, id);
+        }
+        match (self.id, process::mount_id(self.path.as_path())) {
             (Some(ours), Ok(now)) => ours == now,
             // Never identified: nobody but us had a reason to attach or detach anything since.
             (None, _) => true,
@@ -302,6 +311,20 @@ impl Drop for MountPoint {
         {
             log::debug!("{}: {error}", self.path.display());
         }
+    }
+}
+
+/// Moves the process out of the mount namespace, so that a mount there can end with its users, if it was made without
+/// help: the `fusermount3` program would not find its way back. Call before there is a second thread.
+pub(super) fn leave_namespace(point: Option<&mut MountPoint>) {
+    if let Some(point) = point {
+        if point.helper.is_some() {
+            return;
+        }
+        point.identify();
+    }
+    if let Err(error) = namespace::leave() {
+        log::debug!("the mount namespace lasts as long as this process: {error}");
     }
 }
 

@@ -12,9 +12,9 @@ use std::time::Duration;
 use fuser::Notifier;
 
 use crate::fuse::adapter::Adapter;
-use crate::fuse::mount::{MountPoint, Mounted};
+use crate::fuse::mount::{self, MountPoint, Mounted};
 use crate::fuse::server::{Options, Server};
-use crate::sys::errand::{self, Detach};
+use crate::sys::errand::{self, Detach, Question};
 use crate::sys::process::{self, Signals};
 
 /// How long the users of a mount that was pulled off under them may go on before the process ends.
@@ -53,6 +53,9 @@ pub fn serve(
     options.own_queues &= mounted.reopenable();
     let (device, mut point) = mounted.into_parts();
     let session = Server::new(adapter, device, options)?;
+    // By a process that stays in the namespace of the mount.
+    let question = point.as_ref().map(|point| Question::about(point.path())).transpose()?;
+    mount::leave_namespace(point.as_mut());
     on_session(session.notifier());
 
     let (sender, events) = mpsc::channel();
@@ -64,11 +67,11 @@ pub fn serve(
             .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
         tell(&ended, Event::Ended(result));
     })?;
-    match point.as_ref().map(|point| point.path().to_owned()) {
+    match question {
         None => tell(&sender, Event::Answered),
         // In a thread of its own: if the server never answers, signals and the session's end must still be heard.
-        Some(path) => {
-            thread::Builder::new().name("plyfs-ready".into()).spawn(move || match errand::ask(&path) {
+        Some(question) => {
+            thread::Builder::new().name("plyfs-ready".into()).spawn(move || match question.answer() {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {}
                 _ => tell(&sender, Event::Answered),
             })?;

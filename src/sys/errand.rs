@@ -7,10 +7,12 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use super::process::{Child, Ending};
+use super::namespace;
+use super::process::{self, Child, Ending, MountId};
 
 /// How hard a mount is pulled off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,23 +33,58 @@ enum Errand {
     Ask,
     /// syncfs(2).
     Sync,
+    /// Nothing, if this mount is there; `EINVAL` else.
+    Recognise(MountId),
+}
+
+/// An errand under way.
+#[derive(Debug)]
+pub struct Question(Child);
+
+impl Question {
+    /// Asks the server behind a mount point one question (statfs), in the namespace that this process is in now.
+    ///
+    /// # Errors
+    /// What fork(2) gives.
+    pub fn about(mount_point: &Path) -> io::Result<Question> {
+        Errand::Ask.start(mount_point).map(Question)
+    }
+
+    /// Waits for any answer.
+    ///
+    /// # Errors
+    /// Whatever the server or a broken connection (`ENOTCONN`, `ECONNABORTED`) answers.
+    pub fn answer(self) -> io::Result<()> {
+        answer_of(self.0)
+    }
+}
+
+/// Waits for the end of an errand.
+fn answer_of(errand: Child) -> io::Result<()> {
+    match errand.wait()? {
+        Ending::Exit(0) => Ok(()),
+        Ending::Exit(errno) => Err(io::Error::from_raw_os_error(errno)),
+        Ending::Killed(_) => Err(io::Error::from_raw_os_error(libc::EINTR)),
+    }
 }
 
 impl Errand {
     /// Runs it on a path and waits for its answer.
     fn run(&self, path: &Path) -> io::Result<()> {
+        answer_of(self.start(path)?)
+    }
+
+    /// Sends it out on a path, in the namespace where the mount is.
+    fn start(&self, path: &Path) -> io::Result<Child> {
         let path = CString::new(path.as_os_str().as_bytes())?;
+        let home = namespace::home()?;
         // SAFETY: other threads may hold locks at this moment, so the child may only make system calls and touch what was
         // prepared before; `in_child` does nothing else, and it ends in _exit.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: as above.
-            0 => unsafe { self.in_child(&path) },
-            pid => match Child::of(pid)?.wait()? {
-                Ending::Exit(0) => Ok(()),
-                Ending::Exit(errno) => Err(io::Error::from_raw_os_error(errno)),
-                Ending::Killed(_) => Err(io::Error::from_raw_os_error(libc::EINTR)),
-            },
+            0 => unsafe { self.in_child(&path, home.as_ref()) },
+            pid => Child::of(pid),
         }
     }
 
@@ -55,9 +92,12 @@ impl Errand {
     ///
     /// # Safety
     /// Only to be called in a process that was just forked: it closes every descriptor.
-    unsafe fn in_child(&self, path: &CStr) -> ! {
+    unsafe fn in_child(&self, path: &CStr, home: Option<&OwnedFd>) -> ! {
         // SAFETY: system calls on valid arguments only; the process ends here.
         unsafe {
+            if home.is_some_and(|home| libc::setns(home.as_raw_fd(), libc::CLONE_NEWNS) != 0) {
+                libc::_exit(*libc::__errno_location());
+            }
             if libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) != 0 {
                 (0..65536).for_each(|descriptor| {
                     libc::close(descriptor);
@@ -74,6 +114,13 @@ impl Errand {
                         -1 => -1,
                         root => libc::syncfs(root),
                     }
+                }
+                Errand::Recognise(known) => {
+                    libc::_exit(if process::mount_id(path).is_ok_and(|found| found == *known) {
+                        0
+                    } else {
+                        libc::EINVAL
+                    });
                 }
             };
             libc::_exit(if answer == 0 { 0 } else { *libc::__errno_location() })
@@ -94,12 +141,10 @@ pub fn unmount(target: &Path, how: Detach) -> io::Result<()> {
     .run(target)
 }
 
-/// Asks the server behind a mount point one question (statfs) and waits for any answer.
-///
-/// # Errors
-/// Whatever the server or a broken connection (`ENOTCONN`, `ECONNABORTED`) answers.
-pub fn ask(mount_point: &Path) -> io::Result<()> {
-    Errand::Ask.run(mount_point)
+/// Whether this mount is the one at the end of a path, in the namespace where it was mounted.
+#[must_use]
+pub fn is_there(mount_point: &Path, id: MountId) -> bool {
+    Errand::Recognise(id).run(mount_point).is_ok()
 }
 
 /// Writes back everything that the kernel still holds for the file system mounted at a path.
@@ -117,6 +162,7 @@ mod tests {
     #[test]
     fn an_errand_brings_back_the_errno() {
         let nowhere = Path::new("/nonexistent");
+        let ask = |path| Question::about(path).unwrap().answer();
         assert_eq!(ask(nowhere).unwrap_err().raw_os_error(), Some(libc::ENOENT));
         assert_eq!(sync_mount(nowhere).unwrap_err().raw_os_error(), Some(libc::ENOENT));
         assert_eq!(unmount(nowhere, Detach::Lazily).unwrap_err().raw_os_error(), Some(libc::ENOENT));

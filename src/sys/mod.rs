@@ -17,6 +17,7 @@ pub mod faults;
 mod handle;
 mod inotify;
 mod ioctl;
+pub mod namespace;
 pub mod process;
 mod xattr;
 

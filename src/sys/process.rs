@@ -271,7 +271,7 @@ pub struct MountId(u64);
 ///
 /// # Errors
 /// What walking the path gives; `ENOTSUP` before Linux 5.8.
-pub fn mount_id(path: &Path) -> io::Result<MountId> {
+pub fn mount_id(path: impl rustix::path::Arg) -> io::Result<MountId> {
     // STATX_MNT_ID_UNIQUE (Linux 6.8): never reused, where the plain number is at once. Either flag alone is no attribute
     // of the file, so AT_STATX_DONT_SYNC is answered from what the kernel knows.
     const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);

@@ -14,6 +14,7 @@ mod arena;
 mod build;
 mod calls;
 mod images;
+mod manners;
 mod run;
 mod tools;
 mod users;

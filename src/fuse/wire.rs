@@ -314,6 +314,7 @@ pub fn no_attr() -> Stat {
     let zero = Time::default();
     Stat {
         dev: 0,
+        mount: 0,
         ino: 0,
         mode: 0,
         nlink: 0,

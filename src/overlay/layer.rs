@@ -18,6 +18,8 @@ pub(super) struct Layer {
     pub fs: usize,
     /// In which attribute it has owners and modes, if they are not where they belong.
     pub source: Option<Source>,
+    /// The number of the mount that its objects are found through; what is found through another is not its own.
+    pub mount: u64,
     /// For messages only.
     pub path: PathBuf,
 }
@@ -47,6 +49,11 @@ impl Layers {
             UPPER => self.upper.as_ref(),
             _ => self.lowers.get(usize::from(index) - 1),
         }
+    }
+
+    /// A layer as messages name it.
+    pub fn describe(&self, index: LayerIndex) -> std::path::Display<'_> {
+        self.get(index).map_or(std::path::Path::new("?"), |layer| layer.path.as_path()).display()
     }
 
     /// The lowest layer whose directories are merged.

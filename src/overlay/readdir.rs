@@ -233,7 +233,12 @@ impl Overlay {
                 return Ok(Some(number));
             }
         }
-        let Ok(Some(found)) = self.resolve(parent, &listed.name, From::Layer(listed.layer)) else { return Ok(None) };
+        let found = match self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            // It cannot be looked at, but it is there.
+            Err(_) => return Ok(Some(listed.ino)),
+        };
         let entry = self.enter(parent, &listed.name, found)?;
         self.forget(entry.id, 1);
         Ok(Some(entry.attr.ino))

@@ -151,6 +151,10 @@ impl Overlay {
             }
             Err(errno) => return Err(errno),
         };
+        if self.layers.get(layer).is_some_and(|layer| layer.mount != stat.mount) {
+            log::info!("{}: something is mounted on {}", self.layers.describe(layer), name.display());
+            return Err(Errno::EXDEV);
+        }
         if self.is_whiteout(at, &stat, lower.xwhiteouts)? {
             return Ok(Step::Hidden);
         }

@@ -50,11 +50,8 @@ impl Overlay {
         }
         let mut filesystems = Vec::new();
         let upper = config.upper.as_ref().map(|upper| open_upper(upper, &mut filesystems)).transpose()?;
-        let lowers = config
-            .lowers
-            .iter()
-            .map(|path| open_layer("lowerdir", path, &mut filesystems))
-            .collect::<Setup<Vec<Layer>>>()?;
+        let lowers =
+            config.lowers.iter().map(|path| open_lower(path, &mut filesystems)).collect::<Setup<Vec<Layer>>>()?;
         let limit = sys::process::raise_descriptor_limit().map_or(1024, |limit| limit.unwrap_or(1 << 20));
         let limit = usize::try_from(limit).unwrap_or(1024);
         let writable = match (upper, &config.upper) {
@@ -170,8 +167,26 @@ fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> S
         rustix::io::Errno::ACCESS => fail(&"cannot be read: permission denied"),
         errno => fail(&Errno::from(errno)),
     })?;
-    let fs = register(root.as_fd(), filesystems).map_err(|errno| fail(&errno))?;
-    Ok(Layer { root: Arc::new(root), fs, source: None, path: path.to_owned() })
+    layer_of(root, path, filesystems).map_err(|errno| fail(&errno))
+}
+
+fn layer_of(root: OwnedFd, path: &Path, filesystems: &mut Vec<FileSystem>) -> crate::errno::Result<Layer> {
+    let fs = register(root.as_fd(), filesystems)?;
+    let mount = sys::stat(At::Fd(root.as_fd()))?.mount;
+    Ok(Layer { root: Arc::new(root), fs, source: None, mount, path: path.to_owned() })
+}
+
+/// A lower layer: what is mounted inside it does not show, as in the kernel's overlay, and nothing in it can be changed.
+/// Who may not have it so has what is mounted inside refused (`EXDEV`).
+fn open_lower(path: &Path, filesystems: &mut Vec<FileSystem>) -> Setup<Layer> {
+    let layer = open_layer("lowerdir", path, filesystems)?;
+    match sys::private_tree(layer.root.as_fd()) {
+        Ok(root) => layer_of(root, path, filesystems).map_err(|errno| SetupError::path("lowerdir", path, errno)),
+        Err(errno) => {
+            log::debug!("{}: no mount of its own: {errno}", path.display());
+            Ok(layer)
+        }
+    }
 }
 
 fn register(root: sys::BorrowedFd<'_>, filesystems: &mut Vec<FileSystem>) -> crate::errno::Result<usize> {
@@ -243,8 +258,7 @@ fn lock(dir: sys::BorrowedFd<'_>) -> crate::errno::Result<()> {
 
 /// Whether a directory lies below another, found by going up from it.
 fn is_below(layer: &Layer, ancestor: &Stat) -> bool {
-    let up = |fd: sys::BorrowedFd<'_>| sys::open(fd, OsStr::new(".."), OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
-    let Ok(mut current) = up(layer.root.as_fd()) else { return false };
+    let Ok(mut current) = sys::open_parent(layer.root.as_fd()) else { return false };
     let mut below = None;
     loop {
         let Ok(stat) = sys::stat(At::Fd(current.as_fd())) else { return false };
@@ -255,7 +269,7 @@ fn is_below(layer: &Layer, ancestor: &Stat) -> bool {
             return false;
         }
         below = Some((stat.dev, stat.ino));
-        match up(current.as_fd()) {
+        match sys::open_parent(current.as_fd()) {
             Ok(parent) => current = parent,
             Err(_) => return false,
         }

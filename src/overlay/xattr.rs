@@ -31,6 +31,9 @@ const TRUSTED: &str = "trusted.overlay.";
 const USER: &str = "user.overlay.";
 const FUSE_OVERLAYFS: &str = "user.fuseoverlayfs.";
 
+/// What stands before the name of a mark that is a caller's own.
+const ESCAPE: &[u8] = b"overlay.";
+
 /// Names of all marks, of which a caller sees none in the namespace that this mount does not write, either.
 const MARKS: [&str; 11] =
     ["opaque", "redirect", "origin", "impure", "nlink", "upper", "uuid", "metacopy", "protattr", "whiteout", "plain"];
@@ -80,24 +83,36 @@ impl Namespace {
         if name == self.prefix() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
-    /// The name on disk of what a caller calls `name`.
+    /// The prefix of a name that is a mark, or would be without escapes, and what follows it. Of the namespace that this
+    /// mount does not write only what is read as a mark is one.
+    fn split(self, name: &[u8]) -> Option<(&'static [u8], &[u8])> {
+        for prefix in [self.prefix(), FUSE_OVERLAYFS] {
+            if let Some(rest) = name.strip_prefix(prefix.as_bytes()) {
+                return Some((prefix.as_bytes(), rest));
+            }
+        }
+        let rest = name.strip_prefix(self.other().as_bytes())?;
+        let mut plain = rest;
+        while let Some(inner) = plain.strip_prefix(ESCAPE) {
+            plain = inner;
+        }
+        MARKS.iter().any(|mark| mark.as_bytes() == plain).then_some((self.other().as_bytes(), rest))
+    }
+
+    /// The name on disk of what a caller calls `name`. No caller can write what is read as a mark.
     pub fn escape(self, name: &OsStr) -> OsString {
-        match name.as_bytes().strip_prefix(self.prefix().as_bytes()) {
-            Some(rest) => OsString::from_vec([self.prefix().as_bytes(), b"overlay.", rest].concat()),
+        match self.split(name.as_bytes()) {
+            Some((prefix, rest)) => OsString::from_vec([prefix, ESCAPE, rest].concat()),
             None => name.to_owned(),
         }
     }
 
     /// What a caller calls the attribute that is called `name` on disk; `None` for a mark, which is hidden.
     pub fn unescape(self, name: &[u8]) -> Option<Vec<u8>> {
-        if let Some(rest) = name.strip_prefix(self.prefix().as_bytes()) {
-            let nested = rest.strip_prefix(b"overlay.")?;
-            return Some([self.prefix().as_bytes(), nested].concat());
+        match self.split(name) {
+            Some((prefix, rest)) => Some([prefix, rest.strip_prefix(ESCAPE)?].concat()),
+            None => Some(name.to_vec()),
         }
-        let foreign =
-            name.strip_prefix(self.other().as_bytes()).is_some_and(|rest| MARKS.iter().any(|m| m.as_bytes() == rest))
-                || name.starts_with(FUSE_OVERLAYFS.as_bytes());
-        (!foreign).then(|| name.to_vec())
     }
 }
 
@@ -146,6 +161,8 @@ impl Overlay {
             return Ok(Some(found));
         }
         match self.namespace {
+            // Everybody can set a user attribute on a file of his own in a layer, and must not lead elsewhere with it.
+            Namespace::Trusted if mark == Mark::Redirect => Ok(None),
             Namespace::Trusted => value(at, &mark.name(Namespace::User)),
             // Who cannot write the trusted namespace cannot read it.
             Namespace::User => Ok(None),
@@ -172,8 +189,8 @@ impl Overlay {
             Some(b"x") => Opacity::Xwhiteouts,
             _ => Opacity::Transparent,
         };
-        let redirected = [self.namespace, Namespace::User].into_iter().any(|ns| listed(&Mark::Redirect.name(ns)));
-        let redirect = if redirected { self.mark(dir, Mark::Redirect)? } else { None };
+        let redirect =
+            if listed(&Mark::Redirect.name(self.namespace)) { self.mark(dir, Mark::Redirect)? } else { None };
         Ok(DirMarks { opacity, redirect })
     }
 
@@ -336,5 +353,22 @@ mod tests {
         assert!(Namespace::Trusted.unescape(b"user.overlay.mine").is_some());
         assert_eq!(Namespace::User.unescape(b"user.overlay.anything"), None);
         assert_eq!(Namespace::User.unescape(b"user.fuseoverlayfs.opaque"), None);
+    }
+
+    #[test]
+    fn no_name_of_a_callers_is_read_as_a_mark() {
+        for ns in [Namespace::Trusted, Namespace::User] {
+            for prefix in [TRUSTED, USER, FUSE_OVERLAYFS] {
+                for escapes in 0..3 {
+                    for mark in MARKS.iter().chain(&["mine"]) {
+                        let name = format!("{prefix}{}{mark}", "overlay.".repeat(escapes));
+                        let disk = ns.escape(OsStr::new(&name));
+                        let marks = |prefix: &str| MARKS.iter().any(|mark| *disk == *format!("{prefix}{mark}"));
+                        assert!(![TRUSTED, USER, FUSE_OVERLAYFS].into_iter().any(marks), "{name} is {disk:?}");
+                        assert_eq!(ns.unescape(disk.as_bytes()), Some(name.into_bytes()));
+                    }
+                }
+            }
+        }
     }
 }

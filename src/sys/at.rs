@@ -5,8 +5,9 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::retry_on_intr;
 use rustix::path::Arg;
 
@@ -147,6 +148,8 @@ impl SetTime {
 pub struct Stat {
     /// Device of the file system that holds the object.
     pub dev: Dev,
+    /// Number of the mount through which it was found; 0 where the kernel does not tell (before Linux 5.8).
+    pub mount: u64,
     /// Inode number.
     pub ino: u64,
     /// File type and permission bits.
@@ -212,11 +215,17 @@ pub fn stat(at: At<'_>) -> Result<Stat> {
     gate("statx")?;
     let (fd, name, flags) = at.parts();
     let x = retry_on_intr(|| {
-        fs::statx(fd, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+        fs::statx(
+            fd,
+            name,
+            flags | AtFlags::NO_AUTOMOUNT,
+            StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID,
+        )
     })?;
     let time = |t: fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
     Ok(Stat {
         dev: fs::makedev(x.stx_dev_major, x.stx_dev_minor),
+        mount: x.stx_mnt_id,
         ino: x.stx_ino,
         mode: u32::from(x.stx_mode),
         nlink: x.stx_nlink,
@@ -233,10 +242,30 @@ pub fn stat(at: At<'_>) -> Result<Stat> {
     })
 }
 
-/// Opens a name in a directory; adds `O_CLOEXEC` and `O_NOFOLLOW`. `ELOOP` when the name is a symlink (unless `O_PATH`).
+/// Set once the kernel has said that it has no `openat2(2)`.
+static NO_OPENAT2: AtomicBool = AtomicBool::new(false);
+
+/// Opens a name in a directory; adds `O_CLOEXEC` and `O_NOFOLLOW`. `ELOOP` when the name is a symlink (unless `O_PATH`),
+/// `EXDEV` when something is mounted on it.
 pub fn open(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     gate("openat")?;
-    Ok(retry_on_intr(|| fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode))?)
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    if !NO_OPENAT2.load(Ordering::Relaxed) {
+        match retry_on_intr(|| fs::openat2(dir, name, flags, mode, ResolveFlags::NO_XDEV)) {
+            Err(rustix::io::Errno::NOSYS) => NO_OPENAT2.store(true, Ordering::Relaxed),
+            // Perhaps a sandbox that does not know the call. For O_NOATIME it is an answer.
+            Err(rustix::io::Errno::PERM) if !flags.contains(OFlags::NOATIME) => {}
+            result => return Ok(result?),
+        }
+    }
+    Ok(retry_on_intr(|| fs::openat(dir, name, flags, mode))?)
+}
+
+/// Opens the directory above another, `O_PATH`.
+pub fn open_parent(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    gate("openat")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(retry_on_intr(|| fs::openat(dir, "..", flags, Mode::empty()))?)
 }
 
 /// Opens a directory by name, for reading where that is allowed and with `O_PATH` where it is not.

@@ -19,12 +19,13 @@ mod inotify;
 mod ioctl;
 pub mod namespace;
 pub mod process;
+mod tree;
 mod xattr;
 
 pub use acl::{ACL_ACCESS, ACL_DEFAULT, Acl};
 pub use at::{
-    At, Dev, FsStat, Kind, SetTime, Stat, Time, chmod, chown, link, make_dev, mkdir, mknod, open, open_dir, readlink,
-    rename, renamed, reopen, rmdir, set_times, split_dev, stat, statfs, symlink, unlink,
+    At, Dev, FsStat, Kind, SetTime, Stat, Time, chmod, chown, link, make_dev, mkdir, mknod, open, open_dir,
+    open_parent, readlink, rename, renamed, reopen, rmdir, set_times, split_dev, stat, statfs, symlink, unlink,
 };
 pub use data::{
     CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, pread, pwrite, seek, set_umask, sync_all, sync_data,
@@ -34,6 +35,7 @@ pub use dents::{Dent, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle};
 pub use inotify::{Happening, Inotify, WatchId, wait_for_events};
 pub use ioctl::{clone_fuse_device, file_attr_ioctl};
+pub use tree::private_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 pub use rustix::fs::{Mode, OFlags, RenameFlags};

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use plyfs::errno::{Errno, Result};
@@ -303,10 +304,29 @@ impl Union {
 fn descriptors_left(layers: &Layers) -> Vec<std::path::PathBuf> {
     let roots = [layers.upper_path(""), layers.work_path(), layers.root().join("work")];
     let is_root = |path: &Path| path.parent() == Some(layers.root()) || roots.iter().any(|root| *root == path);
+    // A lower has a mount of its own where that may be, and a path into it says nothing.
+    let mut inside = std::collections::HashSet::new();
+    let roots = std::fs::read_dir(layers.root()).unwrap().map(|entry| entry.unwrap().path());
+    roots.filter(|root| root.file_name() != Some(OsStr::new("work"))).for_each(|root| add_objects(&root, &mut inside));
     let fds = std::fs::read_dir("/proc/self/fd").unwrap();
-    fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
-        .filter(|path| path.starts_with(layers.root()) && !is_root(path))
-        .collect()
+    fds.filter_map(|fd| {
+        let fd = fd.ok()?.path();
+        let path = std::fs::read_link(&fd).ok()?;
+        let object = std::fs::metadata(&fd).is_ok_and(|found| inside.contains(&(found.dev(), found.ino())));
+        (object || (path.starts_with(layers.root()) && !is_root(&path))).then_some(path)
+    })
+    .collect()
+}
+
+fn add_objects(dir: &Path, objects: &mut std::collections::HashSet<(u64, u64)>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let found = path.symlink_metadata().unwrap();
+        objects.insert((found.dev(), found.ino()));
+        if found.is_dir() {
+            add_objects(&path, objects);
+        }
+    }
 }
 
 impl Drop for Union {

@@ -99,7 +99,12 @@ impl Overlay {
             // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
-        self.publish(node, &parent, &name, temporary, (stat, number))
+        let published = self.publish(node, &parent, &name, temporary, (stat, number))?;
+        if let (Published::Yes, Some(copy)) = (&published, copy) {
+            // Most copies are written to next.
+            self.writers.insert(node.id, Arc::new(copy));
+        }
+        Ok(published)
     }
 
     /// Makes the copy, under a temporary name. Returns it open, if it is a regular file.
@@ -172,7 +177,7 @@ impl Overlay {
         let mut effort = CopyEffort::Cloned;
         if wanted > 0 {
             let from = self.open_reader(node)?;
-            effort = sys::copy_data(from.as_fd(), copy.as_fd(), wanted)?;
+            effort = sys::copy_data(from.as_fd(), copy.as_fd(), wanted, stat.size)?;
         }
         if let Data::Cut { size, .. } = data
             && size > wanted
@@ -244,7 +249,7 @@ impl Overlay {
         let stat = sys::stat(temporary.at())?;
         let real = RealId::of(&stat);
         let _names = parent_dir.names.write();
-        if node.kind == Kind::Dir || self.mark(temporary.at(), Mark::Origin)?.is_some() {
+        if !self.is_impure(parent)? && (node.kind == Kind::Dir || self.mark(temporary.at(), Mark::Origin)?.is_some()) {
             self.set_impure(parent, parent_dir)?;
         }
         self.claim_name(parent, to_dir.as_fd(), name)?;

@@ -209,6 +209,11 @@ impl Overlay {
             }
             _ => return Err(Errno::ENOTTY),
         };
-        sys::file_attr_ioctl(fd.as_fd(), command, data)
+        sys::file_attr_ioctl(fd.as_fd(), command, data)?;
+        if sets {
+            // The kernel does not know that this changes attributes.
+            self.note_attributes(&node);
+        }
+        Ok(())
     }
 }

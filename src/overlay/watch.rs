@@ -242,10 +242,13 @@ impl Overlay {
         }
     }
 
-    /// An object was copied up: of its attributes some are the copy's now.
+    /// An object was copied up: of its attributes some are the copy's now. Where it keeps its number nothing has to be
+    /// told: whatever a file is copied up for makes the kernel ask for its attributes again, or tells it of them.
     pub(super) fn note_copy_up(&self, node: &Node, parent: &Node, number: Number) {
         let Some(listener) = self.listener.get() else { return };
-        listener.attributes_changed(node.id);
+        if node.kind == Kind::Dir || number == Number::Changed {
+            listener.attributes_changed(node.id);
+        }
         if number == Number::Changed {
             // The listing tells the old one.
             listener.object_changed(parent.id);

@@ -107,14 +107,15 @@ pub enum CopyEffort {
     Copied,
 }
 
-/// Copies the first `size` bytes of one file to another that is empty. Holes stay holes; extents are shared if possible.
-pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<CopyEffort> {
+/// Copies the first `size` bytes of one file of `whole` bytes to another that is empty. Holes stay holes; extents are
+/// shared if possible.
+pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: u64) -> Result<CopyEffort> {
     if size == 0 {
         return Ok(CopyEffort::Copied);
     }
     if gate("ficlone").and_then(|()| Ok(fs::ioctl_ficlone(to, from)?)).is_ok() {
         // The clone is of the whole file, however much of it is wanted.
-        if fs::fstat(to)?.st_size.cast_unsigned() > size {
+        if whole > size {
             truncate(to, size)?;
         }
         return Ok(CopyEffort::Cloned);

@@ -94,7 +94,10 @@ const SETATTR_SIZE: u32 = 1 << 3;
 const SETATTR_ATIME: u32 = 1 << 4;
 const SETATTR_MTIME: u32 = 1 << 5;
 const SETATTR_ATIME_NOW: u32 = 1 << 7;
+const SETATTR_HANDLE: u32 = 1 << 6;
 const SETATTR_MTIME_NOW: u32 = 1 << 8;
+const SETATTR_LOCK_OWNER: u32 = 1 << 9;
+const SETATTR_CTIME: u32 = 1 << 10;
 const SETATTR_KILL_SUIDGID: u32 = 1 << 11;
 const WRITE_CACHE: u32 = 1;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
@@ -290,6 +293,7 @@ impl Adapter {
             atime: time(SETATTR_ATIME, SETATTR_ATIME_NOW, atime, atime_nsec),
             mtime: time(SETATTR_MTIME, SETATTR_MTIME_NOW, mtime, mtime_nsec),
             privileges: privileges(header, has(SETATTR_KILL_SUIDGID)),
+            from_cache: valid & !(SETATTR_HANDLE | SETATTR_LOCK_OWNER) == SETATTR_MTIME | SETATTR_CTIME,
         };
         let (attr, lasting) = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
         buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));

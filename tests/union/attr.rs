@@ -117,3 +117,23 @@ fn what_was_replaced_behind_the_mount_is_stale_and_found_anew() {
     assert_ne!(u.at("f").unwrap(), id);
     assert_eq!(u.read("f").unwrap(), "new");
 }
+
+/// A kernel that gathers writes sends the time of a file with each change of its names, too.
+#[test]
+fn a_time_that_was_kept_is_written_back_only_where_it_differs() {
+    let u = Layers::of(&["low = l\ngone = g"]).upper("up = u").open();
+    let then = SetTime::At(Time { sec: 1_000_000_000, nsec: 5 });
+    let back = |mtime| SetAttr { mtime, from_cache: true, ..NOTHING };
+    let same = |path: &str| SetTime::At(u.stat(path).unwrap().mtime);
+    // Nothing is copied up for a time that is there already.
+    u.set("low", &back(same("low"))).unwrap();
+    assert!(!u.upper_path("low").exists());
+    // A file that is open and has no name any more gets no copy.
+    let gone = u.at("gone").unwrap();
+    u.unlink("gone").unwrap();
+    u.overlay.setattr(&caller(), gone, &back(then)).unwrap();
+    assert!(u.overlay.getattr(gone).is_ok());
+    // One that was written to gets its time.
+    assert_eq!(u.set("up", &back(then)).unwrap().mtime.sec, 1_000_000_000);
+    assert_eq!(u.set("low", &back(then)).unwrap().mtime.nsec, 5);
+}

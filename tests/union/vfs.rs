@@ -28,6 +28,7 @@ pub const NOTHING: SetAttr = SetAttr {
     atime: SetTime::Omit,
     mtime: SetTime::Omit,
     privileges: Privileges::Keep,
+    from_cache: false,
 };
 
 impl Deref for Union {

@@ -172,6 +172,7 @@ fn copy_up(criterion: &mut Criterion, place: &Path) -> Result<()> {
         atime: SetTime::Omit,
         mtime: SetTime::Omit,
         privileges: Privileges::Keep,
+        from_cache: false,
     };
     let mut group = criterion.benchmark_group("copy_up");
     group.sample_size(10);

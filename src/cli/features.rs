@@ -33,7 +33,7 @@ impl Asked {
     /// When its value is none of those that it can have.
     pub fn take(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<bool, SetupError> {
         match key {
-            "redirect_dir" => self.redirect_dir = Some(super::high::choice(option, value, REDIRECT_DIR)?),
+            "redirect_dir" => self.redirect_dir = Some(super::values::choice(option, value, REDIRECT_DIR)?),
             _ => return Ok(false),
         }
         Ok(true)

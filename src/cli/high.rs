@@ -6,14 +6,15 @@
 //! about where nobody knows what it is.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::cli::features::Asked;
+use crate::cli::logging::LogTo;
 use crate::cli::low::LowArgs;
 use crate::cli::options::{self, RawOption};
+use crate::cli::values::{choice, name, number, one_path, refusal, seconds};
 use crate::cli::{ids, known};
 use crate::fuse::adapter::Xattrs;
 use crate::fuse::mount::{MountOptions, Target};
@@ -45,6 +46,8 @@ pub struct HighArgs {
     pub foreground: bool,
     /// Log every request.
     pub debug: bool,
+    /// Where to log to.
+    pub log: LogTo,
     /// What the caller should be told of how options were understood.
     pub notices: Vec<String>,
     /// Options that nobody knows, as typed.
@@ -108,6 +111,7 @@ struct Reading {
     mount: MountOptions,
     serving: Serving,
     debug: bool,
+    log: LogTo,
     unknown: Vec<String>,
 }
 
@@ -130,12 +134,14 @@ impl Reading {
                 target: Target::Directory(PathBuf::new()),
                 flags: if root { flags } else { flags | MountFlags::NOSUID },
                 allow_other: root,
+                auto_unmount: false,
                 max_read: None,
                 fsname: name.clone(),
                 subtype: name,
             },
             serving: Serving::default(),
             debug: false,
+            log: LogTo::default(),
             unknown: Vec::new(),
         }
     }
@@ -159,6 +165,7 @@ impl Reading {
         }
         match key {
             "allow_other" => self.mount.allow_other = true,
+            "auto_unmount" => self.mount.auto_unmount = true,
             "userxattr" => self.config.xattrs = XattrNamespace::User,
             "volatile" => self.config.fsync = Fsync::Volatile,
             "clone_fd" => self.serving.clone_fd = true,
@@ -176,7 +183,7 @@ impl Reading {
             "lowerdir" | "lowerdir+" | "datadir+" | "upperdir" | "workdir" | "redirect_dir" | "index" | "uuid"
             | "nfs_export" | "xino" | "metacopy" | "verity" | "fsync" | "timeout" | "threads" | "writeback"
             | "fsname" | "subtype" | "max_read" | "uidmapping" | "gidmapping" | "squash_to_uid" | "squash_to_gid"
-            | "xattr_permissions" => return Err(refusal(option, "needs a value")),
+            | "xattr_permissions" | "log" => return Err(refusal(option, "needs a value")),
             _ => self.unknown.push(option.typed.clone()),
         }
         Ok(())
@@ -193,6 +200,7 @@ impl Reading {
             "lowerdir+" => self.lowers.push(one_path("lowerdir+", value)?),
             "upperdir" => self.upper = Some(one_path("upperdir", value)?),
             "workdir" => self.work = Some(one_path("workdir", value)?),
+            "log" => self.log = LogTo::named(&one_path("log", value)?),
             "datadir+" => return Err(refusal(option, "data-only layers are not supported yet")),
             "xino" => {
                 self.config.xino =
@@ -289,6 +297,7 @@ impl Reading {
             serving: self.serving,
             foreground: low.foreground || debug,
             debug,
+            log: self.log,
             notices: resolved.notices,
             unknown: self.unknown,
         })
@@ -298,51 +307,6 @@ impl Reading {
 /// The N of `/dev/fd/N`.
 fn descriptor(target: &OsStr) -> Option<i32> {
     target.to_str()?.strip_prefix("/dev/fd/")?.parse().ok().filter(|number| *number >= 0)
-}
-
-/// An error about an option as typed.
-fn refusal(option: &RawOption, reason: &str) -> SetupError {
-    SetupError::option(option.typed.clone(), reason)
-}
-
-fn one_path(option: &str, value: &[u8]) -> Result<PathBuf, SetupError> {
-    if value.is_empty() {
-        return Err(SetupError::option(option, "empty; a directory is needed"));
-    }
-    Ok(options::path(value))
-}
-
-fn name(option: &RawOption, value: &[u8]) -> Result<OsString, SetupError> {
-    if value.is_empty() {
-        return Err(refusal(option, "needs a value"));
-    }
-    Ok(OsString::from_vec(options::unescape(value)))
-}
-
-pub(super) fn choice<T: Copy>(option: &RawOption, value: &[u8], words: &[(&str, T)]) -> Result<T, SetupError> {
-    words.iter().find(|(word, _)| word.as_bytes() == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        refusal(option, &format!("must be {}", words.join(" or ")))
-    })
-}
-
-fn number<T: FromStr + PartialOrd + std::fmt::Display>(
-    option: &RawOption,
-    value: &[u8],
-    least: T,
-    most: T,
-) -> Result<T, SetupError> {
-    let parsed = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-    parsed
-        .filter(|number| *number >= least && *number <= most)
-        .ok_or_else(|| refusal(option, &format!("must be a number from {least} to {most}")))
-}
-
-fn seconds(option: &RawOption, value: &[u8]) -> Result<Duration, SetupError> {
-    let parsed = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f64>().ok());
-    parsed
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| refusal(option, "must be a number of seconds, not negative"))
 }
 
 #[cfg(test)]
@@ -421,6 +385,8 @@ mod tests {
         assert_eq!(union("max_read=65536").mount.max_read, Some(65536));
         assert_eq!(union(r"fsname=a\,b").mount.fsname, "a,b");
         assert!(union("debug").foreground);
+        assert_eq!(union("log=syslog").log, LogTo::Syslog);
+        assert!(union("auto_unmount").mount.auto_unmount);
         assert_eq!([union("ro"), union("noacl")].map(|args| args.serving.xattrs), [Xattrs::All, Xattrs::NoAcls]);
         assert_eq!(union("noxattrs=1").serving.xattrs, Xattrs::Nothing);
         assert_eq!(union("xattr_permissions=2").serving.xattrs, Xattrs::NoAcls);

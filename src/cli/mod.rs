@@ -9,8 +9,10 @@ mod features;
 pub mod high;
 mod ids;
 mod known;
+pub mod logging;
 pub mod low;
 pub mod options;
+mod values;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
@@ -72,7 +74,9 @@ pub fn run(line: Vec<OsString>) -> ExitCode {
             Err(error) => return refuse(&format!("fork: {}", process::reason(&error))),
         }
     };
-    start_log(args.debug);
+    if let Err(error) = args.log.start(args.debug) {
+        return refuse(&format!("log: {}", process::reason(&error)));
+    }
     match mount_and_serve(&args, ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
@@ -115,15 +119,6 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
 /// As many readers as keep a slow request from holding up quick ones; more only wake each other.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4))
-}
-
-/// Logs to stderr: warnings, everything with `-d`, or what `RUST_LOG` says.
-fn start_log(debug: bool) {
-    let filter = if debug { "debug" } else { "warn" };
-    let environment = env_logger::Env::default().default_filter_or(filter);
-    if env_logger::Builder::from_env(environment).try_init().is_err() {
-        eprintln!("plyfs: logging was started before");
-    }
 }
 
 /// Prints what was asked for.

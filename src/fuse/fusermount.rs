@@ -168,6 +168,7 @@ mod tests {
             target: Target::Directory("/nonexistent".into()),
             flags: MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NODIRATIME,
             allow_other: true,
+            auto_unmount: false,
             max_read: Some(65536),
             fsname: "a,b\\c".into(),
             subtype: "plyfs".into(),

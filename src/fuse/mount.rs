@@ -14,7 +14,7 @@ use crate::fuse::fusermount;
 use crate::overlay::SetupError;
 use crate::sys::errand::{self, Detach};
 use crate::sys::namespace;
-use crate::sys::process::{self, MountFlags, MountId};
+use crate::sys::process::{self, Fork, MountFlags, MountId};
 
 /// The device behind every FUSE mount.
 const DEVICE: &str = "/dev/fuse";
@@ -40,6 +40,8 @@ pub struct MountOptions {
     pub flags: MountFlags,
     /// Whether users other than the mounting one may enter.
     pub allow_other: bool,
+    /// Whether the mount goes when its server is killed.
+    pub auto_unmount: bool,
     /// Largest read request in bytes; the kernel's choice if absent.
     pub max_read: Option<u32>,
     /// The source, as `/proc/mounts` shows it.
@@ -82,6 +84,8 @@ pub struct Mounted {
     point: Option<MountPoint>,
     /// Whether the device can be opened by its path once more.
     reopenable: bool,
+    /// Whether a process is wanted that takes the mount away when the server is killed.
+    guarded: bool,
 }
 
 /// The place where a mount of ours is attached.
@@ -171,19 +175,20 @@ impl Prepared<'_> {
     /// What mount(2) or `fusermount3` objects to.
     pub fn attach(self) -> Result<Mounted, SetupError> {
         let Prepared { options, reopenable, .. } = self;
+        let guarded = options.auto_unmount;
         match self.to {
-            Destination::Mounted(device) => Ok(Mounted { device, point: None, reopenable }),
+            Destination::Mounted(device) => Ok(Mounted { device, point: None, reopenable, guarded }),
             Destination::Path(path, Means::Direct(device)) => {
                 attach_directly(&path, options, &device)
                     .map_err(|error| SetupError::path("mountpoint", &path, process::reason(&error)))?;
                 let point = MountPoint { path, helper: None, id: None, attached: true };
-                Ok(Mounted { device, point: Some(point), reopenable })
+                Ok(Mounted { device, point: Some(point), reopenable, guarded })
             }
             Destination::Path(path, Means::Helper(helper)) => {
                 let device = fusermount::attach(&path, options, &helper)
                     .map_err(|reason| SetupError::path("mountpoint", &path, reason))?;
                 let point = MountPoint { path, helper: Some(helper), id: None, attached: true };
-                Ok(Mounted { device, point: Some(point), reopenable })
+                Ok(Mounted { device, point: Some(point), reopenable, guarded })
             }
         }
     }
@@ -202,6 +207,12 @@ impl Mounted {
     /// `EMFILE`.
     pub fn duplicate_device(&self) -> io::Result<OwnedFd> {
         self.device.try_clone()
+    }
+
+    /// Whether the mount is to go when its server is killed.
+    #[must_use]
+    pub fn guarded(&self) -> bool {
+        self.guarded
     }
 
     /// Whether the device can be opened by its path once more, as every descriptor of its own for a thread needs.
@@ -328,6 +339,22 @@ pub(super) fn leave_namespace(point: Option<&mut MountPoint>) {
     }
 }
 
+/// Starts a process that takes the mount away when this one ends without having done so: at the latest when what is
+/// returned is dropped. Call before there is a second thread.
+pub(super) fn guard(point: &mut MountPoint) -> io::Result<OwnedFd> {
+    point.identify();
+    let (end, ours) = process::pipe()?;
+    match process::fork()? {
+        Fork::Parent(_) => Ok(ours),
+        Fork::Child => {
+            drop(ours);
+            process::wait_alone(end);
+            point.settle();
+            std::process::exit(0)
+        }
+    }
+}
+
 /// The absolute path of a directory, without symlinks.
 fn directory(path: &Path) -> io::Result<PathBuf> {
     let absolute = path.canonicalize()?;
@@ -401,6 +428,7 @@ mod tests {
             target: Target::Directory("/nonexistent".into()),
             flags: MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NODIRATIME,
             allow_other: true,
+            auto_unmount: false,
             max_read: Some(65536),
             fsname: "a,b\\c".into(),
             subtype: "plyfs".into(),

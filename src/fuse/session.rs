@@ -51,11 +51,13 @@ pub fn serve(
 ) -> io::Result<()> {
     // Each clone opens the device by its path.
     options.own_queues &= mounted.reopenable();
+    let guarded = mounted.guarded();
     let (device, mut point) = mounted.into_parts();
     let session = Server::new(adapter, device, options)?;
     // By a process that stays in the namespace of the mount.
     let question = point.as_ref().map(|point| Question::about(point.path())).transpose()?;
     mount::leave_namespace(point.as_mut());
+    let _guard = point.as_mut().filter(|_| guarded).map(mount::guard).transpose()?;
     on_session(session.notifier());
 
     let (sender, events) = mpsc::channel();

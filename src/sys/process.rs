@@ -126,6 +126,23 @@ pub fn null_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes this process, which was just forked, one that holds nothing but one end of a pipe, has no terminal, and waits
+/// until the other end is gone.
+pub fn wait_alone(end: OwnedFd) {
+    // A caller's session, streams and descriptors must not last as long as this; what fails leaves it no worse.
+    let apart = new_session().and_then(|()| null_standard_streams());
+    log::debug!("guard: {apart:?}");
+    let only = end.as_raw_fd().cast_unsigned();
+    // SAFETY: the process does nothing from here on but wait, take a path away and end: it uses no other descriptor that
+    // was open before.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, only.saturating_sub(1), 0);
+        libc::syscall(libc::SYS_close_range, only.saturating_add(1), libc::c_uint::MAX, 0);
+    }
+    let ended = io::copy(&mut std::fs::File::from(end), &mut io::sink());
+    log::debug!("guard: {ended:?}");
+}
+
 /// What the caller of the program left open above 2, on purpose or not.
 #[derive(Debug)]
 pub struct Inherited(Vec<RawFd>);

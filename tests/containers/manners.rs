@@ -86,3 +86,51 @@ fn a_store_that_is_killed_leaves_no_server() {
         no_servers";
     assert_eq!(run(Who::User, script), "served\n2\n");
 }
+
+#[test]
+fn auto_unmount_takes_the_mount_of_a_killed_server_away() {
+    need_programs!("mount");
+    // With fusermount3, in a namespace of the user's own, and as root: killed, unmounted, ended by a signal.
+    for (who, apart, unmount) in [
+        (Who::User, "", "fusermount3 -u"),
+        (Who::User, "unshare -Urm", "umount"),
+        (Who::Root, "unshare -m --propagation private", "umount"),
+    ] {
+        let script = format!(
+            "{apart} bash -euc '
+                 gone() {{ for _ in $(seq 100); do grep -q place/m1 /proc/mounts || return 0; sleep 0.05; done; return 1; }}
+                 idle() {{ for _ in $(seq 100); do [ $(ps -eo stat=,comm= | grep -v ^Z | grep -c plyfs) = 0 ] && return 0; sleep 0.05; done; return 1; }}
+                 mkdir up work m1
+                 for end in \"pkill -KILL -P 1 -x plyfs\" \"{unmount} m1\" \"pkill -TERM -P 1 -x plyfs\"; do
+                     plyfs -o lowerdir=low,upperdir=up,workdir=work,auto_unmount m1 | cat; cat m1/f; $end; gone; idle; done'"
+        );
+        assert_eq!(run(who, &script), "low\nlow\nlow\n", "{who:?} {apart}");
+    }
+}
+
+#[test]
+fn the_log_goes_to_a_file_or_to_the_systems_log() {
+    need_programs!("mount", "python3");
+    let script = r#"export RUST_LOG=info
+        plyfs -o lowerdir=low,log=here low; pkill -TERM -x plyfs; no_servers; grep -c 'signal 15' here
+        ! plyfs -o lowerdir=low,log=none/there low 2>said; cat said
+        mkdir dev; mount -t tmpfs none dev; cp -a /dev/null dev; mknod -m 666 dev/fuse c 10 229; mount --bind dev /dev
+        ! plyfs -o lowerdir=low,log=syslog low 2>said; cat said
+        python3 -c 'import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind("/dev/log"); print(s.recv(999).decode())' >heard &
+        until [ -S /dev/log ]; do sleep 0.05; done
+        plyfs -o lowerdir=low,log=syslog low; pkill -TERM -x plyfs; no_servers; wait; sed 's/\[[0-9]*\]/[N]/' heard"#;
+    let expected = "1\nplyfs: log: No such file or directory\nplyfs: log: No such file or directory\n\
+        <30>plyfs[N]: signal 15: unmounting\n";
+    assert_eq!(run(Who::Root, script), expected);
+}
+
+#[test]
+fn a_terminals_signals_do_not_reach_the_server() {
+    need_programs!("script", "mount");
+    // The terminal goes with its session: SIGINT from its keyboard before, SIGHUP at its end.
+    let script = r#"cat >typed <<'END'
+. ./union 1; trap 'cat m1/f; exit 0' INT; kill -INT 0; sleep 5
+END
+        script -qec 'bash typed' /dev/null | tr -d '\r'; sleep 0.3; cat m1/f; servers; umount m1; no_servers"#;
+    assert_eq!(run(Who::Root, script), "low\nlow\n1\n");
+}

@@ -245,7 +245,7 @@ impl Reading {
     fn not_yet(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<(), SetupError> {
         let no = "not supported yet";
         let (harmless, refused): (&[&str], &[&str]) = match key {
-            "index" | "nfs_export" | "metacopy" => (&["off"], &["on"]),
+            "index" | "nfs_export" => (&["off"], &["on"]),
             "verity" => (&["off"], &["on", "require"]),
             "uuid" => (&["auto", "null", "off", "on"], &[]),
             _ => {
@@ -269,7 +269,7 @@ impl Reading {
             let reason = format!("{} directories; at most {} are possible", self.lowers.len(), Config::MAX_LOWERS);
             return Err(SetupError::option("lowerdir", reason));
         }
-        let resolved = self.features.resolve()?;
+        let resolved = self.features.resolve(self.upper.is_some())?;
         self.config.features = resolved.features;
         self.config.lowers = self.lowers;
         self.config.upper = match (self.upper, self.work) {
@@ -400,7 +400,6 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         let table = [
             ("redirect_dir=maybe", "redirect_dir=maybe: must be on or follow or nofollow or off"),
-            ("metacopy=on", "metacopy=on: not supported yet"),
             ("index=on", "index=on: not supported yet"),
             ("nfs_export=on", "nfs_export=on: not supported yet"),
             ("verity=require", "verity=require: not supported yet"),

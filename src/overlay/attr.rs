@@ -151,6 +151,10 @@ impl Overlay {
 
     /// Keeps a file open that the server could not open again once it has the new mode: somebody may have it open.
     fn pin_before(&self, node: &Arc<Node>, mode: u32) {
+        if self.is_without_data(node) {
+            // Opened when its data comes, whatever its mode is then.
+            return;
+        }
         if self.may_reopen(mode) {
             let unpinned = node.state.write().pins.open.take();
             drop(unpinned);
@@ -173,7 +177,9 @@ impl Overlay {
     ) -> Result<()> {
         if state.pins.object.is_none() {
             let open = state.pins.open.clone().or_else(|| self.writers.get(&node.id));
-            let fd = match open.or_else(|| self.readers.get(&node.id)) {
+            // A reader can be of the data, which is not the object.
+            let reader = || self.readers.get(&node.id).filter(|_| state.data.is_none());
+            let fd = match open.or_else(reader) {
                 Some(open) => open,
                 None => Arc::new(sys::open(dir, name, OFlags::PATH, Mode::empty())?),
             };

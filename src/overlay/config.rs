@@ -72,6 +72,8 @@ pub struct IdRange {
 pub struct Features {
     /// Whether directories that a lower has can be renamed.
     pub redirect_dir: RedirectDir,
+    /// Whether a change of attributes alone copies no data up (the kernel's `metacopy`).
+    pub metacopy: bool,
 }
 
 /// What is done about redirects: marks on renamed directories that tell where the lower part lies (the kernel's

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::config::Fsync;
+use super::metacopy::LowerData;
 use super::node::{LayerIndex, Node, Place, RealId, UPPER};
 use super::origin::Origin;
 use super::superblock::{Caller, Overlay};
@@ -25,6 +26,8 @@ use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, RenameFlags, Se
 /// What is wanted of a file's data in the copy.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Data {
+    /// None for now, if it can be found again; else all.
+    Later,
     All,
     /// A truncation to that size, by a caller that takes suid and sgid away if it is given: the copy is made as the file is
     /// to be afterwards, so that nobody ever sees it cut but not yet changed, or changed though the rest failed.
@@ -49,15 +52,15 @@ enum Published {
 }
 
 impl Overlay {
-    /// Sees to it that the upper holds a node, with all its data, and its parents.
+    /// Sees to it that the upper holds a node and its parents. With `metacopy=on` its data stays where it is.
     ///
     /// # Errors
     /// `EROFS` without an upper, and whatever reading the lower or writing the upper gives. Nothing has changed then.
     pub(super) fn copy_up(&self, node: &Arc<Node>) -> Result<()> {
-        self.copy_up_data(node, Data::All).map(drop)
+        self.copy_up_data(node, Data::Later).map(drop)
     }
 
-    /// The same with part of the data. A truncation is still to be done if the upper held the file already.
+    /// The same with its data, or part of it. A truncation is still to be done if the upper held the file already.
     pub(super) fn copy_up_data(&self, node: &Arc<Node>, data: Data) -> Result<Cut> {
         let work = self.work()?;
         let mut cut = Cut::ToDo;
@@ -70,7 +73,7 @@ impl Overlay {
                 chain.push(parent);
             }
             while let Some(next) = chain.pop() {
-                let wanted = if next.id == node.id { data } else { Data::All };
+                let wanted = if next.id == node.id { data } else { Data::Later };
                 let _copying = next.copying.lock();
                 if next.in_upper() {
                     continue;
@@ -82,6 +85,10 @@ impl Overlay {
                 }
             }
         }
+        if !matches!(data, Data::Later) && self.is_without_data(node) {
+            let _copying = node.copying.lock();
+            self.complete_data(node, data)?;
+        }
         Ok(cut)
     }
 
@@ -91,16 +98,23 @@ impl Overlay {
             stat.mode = caller.without_privileges(&self.shown(node, stat));
         }
         let temporary = work.temporary();
-        let (copy, number) = self.build(work, node, &temporary, &stat, layer, data)?;
+        let left = if matches!(data, Data::Later) { self.data_to_leave(node, &stat, layer) } else { None };
+        let wanted = if left.is_none() && matches!(data, Data::Later) { Data::All } else { data };
+        let (copy, number) = self.build(work, node, &temporary, &stat, layer, wanted)?;
         let Place::In { parent, name } = node.place() else {
+            if left.is_some() {
+                // Removed meanwhile: whoever has it open gets all of it.
+                return Ok(Published::Moved);
+            }
             return self.adopt_nameless(node, &temporary, copy);
         };
         if !parent.in_upper() {
             // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
-        let published = self.publish(node, &parent, &name, temporary, (stat, number))?;
-        if let (Published::Yes, Some(copy)) = (&published, copy) {
+        let complete = left.is_none();
+        let published = self.publish(node, &parent, &name, temporary, (stat, number, left))?;
+        if let (Published::Yes, Some(copy)) = (&published, copy.filter(|_| complete)) {
             // Most copies are written to next.
             self.writers.insert(node.id, Arc::new(copy));
         }
@@ -171,6 +185,10 @@ impl Overlay {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let copy = sys::open(work.fd(), temporary.name(), flags, Mode::from_raw_mode(0o600))?;
         let wanted = match data {
+            Data::Later => {
+                self.set_metacopy(&copy, stat)?;
+                return Ok((copy, CopyEffort::Cloned));
+            }
             Data::All => stat.size,
             Data::Cut { size, .. } => stat.size.min(size),
         };
@@ -242,7 +260,7 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &Arc<OsStr>,
         temporary: Temporary<'_>,
-        (wanted, number): (Stat, Number),
+        (wanted, number, data): (Stat, Number, Option<Arc<LowerData>>),
     ) -> Result<Published> {
         let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
         let to_dir = self.dir_fd(parent, UPPER)?;
@@ -283,6 +301,7 @@ impl Overlay {
             self.table.rekey(node, Key::Real(real));
             state.layer = UPPER;
             state.real = real;
+            state.data = data;
             node.xattrs.forget();
             self.readers.remove(&node.id);
         }
@@ -344,6 +363,7 @@ impl Overlay {
         let mut state = node.state.write();
         state.layer = UPPER;
         state.real = real;
+        state.data = None;
         if node.kind == Kind::File {
             state.pins.open = Some(object.clone());
         }

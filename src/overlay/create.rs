@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use super::copy_up::Data;
 use super::node::{LowerDir, Node, NodeId, UPPER, known};
 use super::resolve::{Found, From};
 use super::superblock::{Caller, Entry, Overlay};
@@ -67,6 +68,19 @@ impl Overlay {
             return Err(Errno::EPERM);
         }
         self.copy_up(&node)?;
+        if node.data().is_some() {
+            // From both names the data is to be found.
+            let marked = match node.named() {
+                Some((parent, name)) => {
+                    let dir = self.dir_fd(&parent, UPPER)?;
+                    self.set_redirect(At::Name(dir.as_fd(), &name), (&parent, &name), true)
+                }
+                None => Err(Errno::EXDEV),
+            };
+            if marked.is_err() {
+                self.copy_up_data(&node, Data::All)?;
+            }
+        }
         self.make(caller, parent, name, What::Link(&node))
     }
 

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::config::Fsync;
+use super::copy_up::Data;
 use super::node::{Node, NodeId, Place, State, UPPER};
 use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
@@ -32,10 +33,12 @@ impl Overlay {
             return Ok(fd);
         }
         let state = node.state.read();
-        if let Some(fd) = &state.pins.open {
+        if let Some(fd) = state.pins.open.as_ref().filter(|_| state.data.is_none()) {
             return Ok(fd.clone());
         }
-        let fd = Arc::new(if state.layer == UPPER {
+        let fd = Arc::new(if let Some(data) = &state.data {
+            self.open_data(data)?
+        } else if state.layer == UPPER {
             self.open_real(&state, OFlags::RDONLY)?
         } else {
             // Reading must not change a lower layer. The owner and the privileged may say so.
@@ -54,7 +57,7 @@ impl Overlay {
         if let Some(fd) = self.writers.get(&node.id) {
             return Ok(fd);
         }
-        self.copy_up(node)?;
+        self.copy_up_data(node, Data::All)?;
         let state = node.state.read();
         if let Some(fd) = &state.pins.open {
             return Ok(fd.clone());
@@ -147,6 +150,9 @@ impl Overlay {
                 Err(Errno::EBADF) => sys::syncfs(self.work()?.fd()),
                 result => result,
             };
+        }
+        if self.is_without_data(&node) {
+            return sys::sync_all(self.open_upper(&node, OFlags::RDONLY)?.as_fd());
         }
         let fd = self.open_reader(&node)?;
         if data_only { sys::sync_data(fd.as_fd()) } else { sys::sync_all(fd.as_fd()) }

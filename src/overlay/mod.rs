@@ -14,6 +14,7 @@ mod file;
 mod idmap;
 mod ino;
 mod layer;
+mod metacopy;
 mod node;
 mod origin;
 mod override_stat;

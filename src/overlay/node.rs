@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::metacopy::LowerData;
 use super::watch::{OwnChange, Watches};
 use super::xattr_known::XattrsKnown;
 use crate::sys::{Kind, Stat};
@@ -59,6 +60,8 @@ pub(super) struct State {
     pub layer: LayerIndex,
     /// The identity of the real object in that layer.
     pub real: RealId,
+    /// Where its data lies, if the real object has attributes only.
+    pub data: Option<Arc<LowerData>>,
     /// Descriptors that must stay open as long as the kernel knows the node.
     pub pins: Pins,
 }
@@ -169,7 +172,7 @@ impl Node {
             kind,
             ino: AtomicU64::new(ino),
             copying: Mutex::new(()),
-            state: RwLock::new(State { place, layer, real, pins: Pins::default() }),
+            state: RwLock::new(State { place, layer, real, data: None, pins: Pins::default() }),
             own_change: OwnChange::default(),
             xattrs: XattrsKnown::default(),
             dir: (kind == Kind::Dir).then(Box::default),
@@ -194,6 +197,11 @@ impl Node {
     pub(super) fn is_nameless_lower(&self) -> bool {
         let state = self.state.read();
         state.layer != UPPER && matches!(state.place, Place::Gone)
+    }
+
+    /// Where its data lies, if the real object has attributes only.
+    pub(super) fn data(&self) -> Option<Arc<LowerData>> {
+        self.state.read().data.clone()
     }
 
     /// Its place, as it is now.

@@ -57,7 +57,7 @@ impl Way {
         }
     }
 
-    fn names(&self) -> &[OsString] {
+    pub fn names(&self) -> &[OsString] {
         match self {
             Way::Name(name) => std::slice::from_ref(name),
             Way::Path(names) => names,
@@ -80,17 +80,38 @@ impl Way {
 }
 
 /// What a layer has where a way leads.
-enum There {
+pub(super) enum There {
     Nothing,
-    Object { stat: Stat, marks: DirMarks, dir: Option<OwnedFd> },
+    /// An object: a directory with its marks, open; or something else, perhaps a file without data.
+    Object {
+        stat: Stat,
+        marks: DirMarks,
+        dir: Option<OwnedFd>,
+        metacopy: bool,
+    },
 }
 
 /// A search that goes on elsewhere.
-struct Trail {
-    way: Way,
+pub(super) struct Trail {
+    pub way: Way,
     /// Whether layers further below are not asked: a whiteout, an opaque directory or an object that is no directory
     /// was on the way.
-    stop: bool,
+    pub stop: bool,
+}
+
+impl Trail {
+    pub fn new(way: Way) -> Trail {
+        Trail { way, stop: false }
+    }
+
+    /// The object under the name that has so many names left from it on is redirected. What is left counts from the end,
+    /// which no turn changes.
+    fn turn(&mut self, left: usize, redirect: Way) {
+        // An absolute one goes on below whatever was opaque on the way.
+        self.stop &= matches!(redirect, Way::Name(_));
+        let at = self.way.names().len() - left;
+        self.way = self.way.turned(at, redirect);
+    }
 }
 
 impl Overlay {
@@ -103,6 +124,16 @@ impl Overlay {
         }
     }
 
+    /// The way that a redirect tells. `EPERM` where redirects are not followed.
+    pub(super) fn way(&self, redirect: &[u8]) -> Result<Way> {
+        let way = Way::parse(redirect)?;
+        if !self.follows_redirects() {
+            log::warn!("a redirect is not followed: mount with redirect_dir=follow or on");
+            return Err(Errno::EPERM);
+        }
+        Ok(way)
+    }
+
     /// Goes on with the search for a directory in the layers below `above`, where a redirect leads. `EPERM` where
     /// redirects are not followed.
     pub(super) fn follow(
@@ -112,17 +143,12 @@ impl Overlay {
         redirect: &[u8],
         above: LayerIndex,
     ) -> Result<Found> {
-        let way = Way::parse(redirect)?;
-        if !self.follows_redirects() {
-            log::warn!("a redirect is not followed: mount with redirect_dir=follow or on");
-            return Err(Errno::EPERM);
-        }
-        let mut trail = Trail { way, stop: false };
+        let mut trail = Trail::new(self.way(redirect)?);
         for layer in above + 1..=self.layers.last_merged() {
             let Some((base, mut place)) = self.base(parent, &trail.way, layer)? else { continue };
             place.extend(trail.way.names().iter().cloned());
             match self.walk(&base, &mut trail)? {
-                There::Object { stat, marks, dir } if stat.is_dir() => {
+                There::Object { stat, marks, dir, .. } if stat.is_dir() => {
                     let xwhiteouts = marks.opacity == Opacity::Xwhiteouts;
                     let home = Some(LayerPath::from(place));
                     found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, home, ..LowerDir::default() });
@@ -140,7 +166,12 @@ impl Overlay {
     }
 
     /// The directory of a layer from which a way begins, with its place; `None` for a layer that takes no part.
-    fn base(&self, parent: &Arc<Node>, way: &Way, layer: LayerIndex) -> Result<Option<(Arc<OwnedFd>, Vec<OsString>)>> {
+    pub(super) fn base(
+        &self,
+        parent: &Arc<Node>,
+        way: &Way,
+        layer: LayerIndex,
+    ) -> Result<Option<(Arc<OwnedFd>, Vec<OsString>)>> {
         let (from, place) = match way {
             Way::Name(_) => (parent, self.place_in(parent, layer)),
             Way::Path(_) => (&self.root, Some(Vec::new())),
@@ -158,7 +189,7 @@ impl Overlay {
     }
 
     /// Walks down one layer, a name at a time, and turns the way for the layers below where a directory is redirected.
-    fn walk(&self, base: &Arc<OwnedFd>, trail: &mut Trail) -> Result<There> {
+    pub(super) fn walk(&self, base: &Arc<OwnedFd>, trail: &mut Trail) -> Result<There> {
         let names = trail.way.clone();
         let names = names.names();
         let mut inside: Option<OwnedFd> = None;
@@ -182,12 +213,13 @@ impl Overlay {
                 return Ok(There::Nothing);
             }
             if !stat.is_dir() {
-                trail.stop = true;
-                return Ok(if last {
-                    There::Object { stat, marks: DirMarks::default(), dir: None }
-                } else {
-                    There::Nothing
-                });
+                let metacopy = last && stat.kind() == Kind::File && self.has_metacopy(object)?;
+                trail.stop = !metacopy;
+                if metacopy && let Some(redirect) = self.own_mark(object, Mark::Redirect)? {
+                    trail.turn(names.len() - at, self.way(&redirect)?);
+                }
+                let marks = DirMarks::default();
+                return Ok(if last { There::Object { stat, marks, dir: None, metacopy } } else { There::Nothing });
             }
             let fd = sys::open_dir(dir, name)?;
             let marks = self.dir_marks(At::Fd(fd.as_fd()))?;
@@ -195,15 +227,10 @@ impl Overlay {
             if marks.opacity == Opacity::Opaque || hidden()? || exists(At::Name(fd.as_fd(), OsStr::new(WH_OPAQUE)))? {
                 trail.stop = true;
             } else if let Some(redirect) = &marks.redirect {
-                let redirect = Way::parse(redirect)?;
-                // An absolute one goes on below whatever was opaque on the way.
-                trail.stop &= matches!(redirect, Way::Name(_));
-                // The names still to come count from the end, which no turn changes.
-                let at = trail.way.names().len() - (names.len() - at);
-                trail.way = trail.way.turned(at, redirect);
+                trail.turn(names.len() - at, self.way(redirect)?);
             }
             if last {
-                return Ok(There::Object { stat, marks, dir: Some(fd) });
+                return Ok(There::Object { stat, marks, dir: Some(fd), metacopy: false });
             }
             inside = Some(fd);
         }
@@ -252,19 +279,17 @@ impl Overlay {
     }
 
     /// Marks what is about to be renamed with where its lower part lies. `EXDEV` if that cannot be said.
-    pub(super) fn set_redirect(&self, node: &Arc<Node>, at: At<'_>, same_dir: bool, hard_link: bool) -> Result<()> {
-        let absolute = !same_dir || (node.kind != Kind::Dir && hard_link);
-        let known = self.mark(at, Mark::Redirect)?;
+    pub(super) fn set_redirect(&self, at: At<'_>, (parent, name): (&Arc<Node>, &OsStr), absolute: bool) -> Result<()> {
+        let known = self.own_mark(at, Mark::Redirect)?;
         if known.as_ref().is_some_and(|known| !absolute || known.starts_with(b"/")) {
             return Ok(());
         }
-        let (parent, name) = node.named().ok_or(Errno::EXDEV)?;
         let name = known.unwrap_or_else(|| name.as_bytes().to_vec());
-        let redirect = if absolute { self.redirect_to(&parent, name)? } else { name };
+        let redirect = if absolute { self.redirect_to(parent, name)? } else { name };
         if redirect.len() > LONGEST {
             return Err(Errno::EXDEV);
         }
-        self.set_mark(at, Mark::Redirect, &redirect).map_err(|errno| {
+        self.set_mark_in_place(at, Mark::Redirect, &redirect).map_err(|errno| {
             log::warn!("a redirect cannot be kept: {errno}");
             Errno::EXDEV
         })
@@ -277,7 +302,7 @@ impl Overlay {
         let mut current = parent.clone();
         while let Some((above, name)) = current.named() {
             let redirect = if current.in_upper() && !current.lowers().is_empty() {
-                self.with_real(&current, |at, _| self.mark(at, Mark::Redirect))?
+                self.with_real(&current, |at, _| self.own_mark(at, Mark::Redirect))?
             } else {
                 None
             };
@@ -324,7 +349,7 @@ impl Overlay {
         if self.features.redirect_dir == RedirectDir::Off && (layer != UPPER || !self.is_impure(parent)?) {
             return Ok(None);
         }
-        self.mark(at, Mark::Redirect)
+        self.own_mark(at, Mark::Redirect)
     }
 }
 

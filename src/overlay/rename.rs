@@ -341,8 +341,11 @@ impl Overlay {
     /// A directory that lowers share in must tell before where they stay; another that comes to where a lower has its
     /// name, or shares a parent with lowers, must be opaque before.
     fn prepare_move(&self, from: &End, moving: &Arc<Node>, to: &End) -> Result<()> {
+        let elsewhere = from.parent.id != to.parent.id;
         if moving.is_merged() {
-            self.set_redirect(moving, from.at(), from.parent.id == to.parent.id, false)?;
+            self.set_redirect(from.at(), (&from.parent, &from.name), elsewhere)?;
+        } else if let Some(data) = moving.data() {
+            self.set_redirect(from.at(), (&from.parent, &from.name), elsewhere || data.linked)?;
         } else if moving.kind == Kind::Dir && !to.parent.lowers().is_empty() {
             self.set_opaque(from.at())?;
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 
+use super::metacopy::LowerData;
 use super::node::{LayerIndex, LowerDir, Node, NodeId, Place, RealId, UPPER};
 use super::origin::{Origin, inode_of};
 use super::superblock::{Caller, Entry, Lasting, Overlay};
@@ -33,6 +34,8 @@ pub(super) struct Found {
     pub fds: SmallVec<[(LayerIndex, OwnedFd); 2]>,
     /// The union's inode number of the file that this one was copied up from.
     origin: Option<u64>,
+    /// Where the data lies, if the object has none.
+    pub data: Option<Arc<LowerData>>,
 }
 
 /// What one layer says of a name.
@@ -45,6 +48,8 @@ enum Step {
     Object(Ends),
     /// A directory the rest of which lies elsewhere.
     Redirected(Vec<u8>),
+    /// A file without its data.
+    Hollow,
 }
 
 /// Whether an object hides what lower layers have under its name.
@@ -96,6 +101,7 @@ impl Overlay {
                 Step::Absent | Step::Object(Ends::No) => {}
                 Step::Hidden => return Ok(None),
                 Step::Object(Ends::Yes) => return self.finish(parent, name, found),
+                Step::Hollow => return self.finish_hollow(parent, name, found),
                 Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, UPPER),
             }
         }
@@ -105,6 +111,7 @@ impl Overlay {
                 Step::Absent => {}
                 Step::Hidden | Step::Object(Ends::Yes) => break,
                 Step::Object(Ends::No) => {}
+                Step::Hollow => return self.finish_hollow(parent, name, found),
                 Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, lower.layer),
             }
         }
@@ -117,7 +124,7 @@ impl Overlay {
             match self.look(parent, name, lower, Below::Something, &mut None)? {
                 Step::Absent => {}
                 Step::Hidden => return Ok(false),
-                Step::Object(..) | Step::Redirected(_) => return Ok(true),
+                Step::Object(..) | Step::Redirected(_) | Step::Hollow => return Ok(true),
             }
         }
         Ok(false)
@@ -163,6 +170,9 @@ impl Overlay {
             // Below a directory, what is no directory does not show and hides what is below it in turn.
             if found.is_none() {
                 *found = Some(Found::new(stat, layer));
+                if self.lacks_data(at, &stat, layer)? {
+                    return Ok(Step::Hollow);
+                }
             }
             return Ok(Step::Object(Ends::Yes));
         }
@@ -238,6 +248,13 @@ impl Overlay {
         found.map(|found| self.follow(parent, found, redirect, above)).transpose()
     }
 
+    /// The data of a file lies elsewhere.
+    fn finish_hollow(&self, parent: &Arc<Node>, name: &OsStr, found: Option<Found>) -> Result<Option<Found>> {
+        let Some(mut found) = found else { return Ok(None) };
+        self.find_data(parent, name, &mut found)?;
+        self.finish(parent, name, Some(found))
+    }
+
     /// Adds what only an upper file needs: the number of the file that it was copied up from.
     fn finish(&self, parent: &Arc<Node>, name: &OsStr, found: Option<Found>) -> Result<Option<Found>> {
         let Some(mut found) = found else { return Ok(None) };
@@ -245,6 +262,7 @@ impl Overlay {
             let dir = self.dir_fd(parent, UPPER)?;
             if let Some(mark) = self.mark(At::Name(dir.as_fd(), name), Mark::Origin)? {
                 found.origin = self.origin_number(&mark);
+                self.check_has_data(At::Name(dir.as_fd(), name), &found)?;
             }
         }
         Ok(Some(found))
@@ -338,7 +356,11 @@ impl Overlay {
             key,
             parent,
             |node| node.kind == kind,
-            |id| Node::new(id, kind, number, place(), found.layer, real),
+            |id| {
+                let mut node = Node::new(id, kind, number, place(), found.layer, real);
+                node.state.get_mut().data = found.data.clone();
+                node
+            },
         );
         let node = match interned {
             Interned::New(node) => {
@@ -390,7 +412,12 @@ impl Overlay {
                 gone = self.table.moved(node, Some(parent));
             }
             let real = RealId::of(&found.stat);
-            if state.real != real || state.layer != found.layer {
+            let same = state.real == real && state.layer == found.layer;
+            if found.data.is_none() || !(same && found.layer == UPPER) {
+                // An upper file that has got its data does not lose it again, whatever was read before.
+                state.data = found.data.clone();
+            }
+            if !same {
                 self.readers.remove(&node.id);
                 self.writers.remove(&node.id);
                 node.xattrs.forget();
@@ -417,7 +444,7 @@ impl Overlay {
 
 impl Found {
     pub fn new(stat: Stat, layer: LayerIndex) -> Found {
-        Found { stat, layer, lowers: SmallVec::new(), fds: SmallVec::new(), origin: None }
+        Found { stat, layer, lowers: SmallVec::new(), fds: SmallVec::new(), origin: None, data: None }
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::cache::FdCache;
-use super::config::{Config, SetupError, Upper, Whiteouts, XattrNamespace};
+use super::config::{Config, Features, RedirectDir, SetupError, Upper, Whiteouts, XattrNamespace};
 use super::idmap::Ids;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
@@ -61,10 +61,19 @@ impl Overlay {
             }
             _ => None,
         };
+        let mut features = config.features;
         let (upper, work, namespace, device_whiteouts) = match writable {
-            Some((layer, w)) => (Some(layer), Some(w.work), w.namespace, w.device_whiteouts),
+            Some((layer, w)) => {
+                if !w.keeps_marks {
+                    features = Features { redirect_dir: RedirectDir::NoFollow, ..Features::default() };
+                }
+                (Some(layer), Some(w.work), w.namespace, w.device_whiteouts)
+            }
             None => (None, None, default_namespace(config.xattrs), true),
         };
+        if features != config.features && config.features != Features::default() {
+            log::warn!("upperdir: no extended attributes, falling back to redirect_dir=nofollow,metacopy=off");
+        }
         let mut layers = Layers { upper, lowers, filesystems };
         let overriding = find_sources(config, &mut layers, work.as_ref())?;
         let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
@@ -79,7 +88,7 @@ impl Overlay {
             device_whiteouts,
             fsync: config.fsync,
             ids: Ids::new(&config.ids),
-            features: config.features,
+            features,
             overriding,
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             dirs: FdCache::new((limit / 4).clamp(16, 4096)),
@@ -325,6 +334,8 @@ fn unescape_octal(field: &[u8]) -> Vec<u8> {
 struct Writable {
     work: WorkDir,
     namespace: Namespace,
+    /// Whether marks can be written at all.
+    keeps_marks: bool,
     device_whiteouts: bool,
 }
 
@@ -364,13 +375,14 @@ impl Writable {
         }
         work.clear().map_err(|errno| fail(&format_args!("cannot be cleared: {errno}")))?;
         let marks = Writable::namespace(config, paths, &work)?;
+        let keeps_marks = marks.is_some();
         // An opaque directory needs a mark or a name: without marks, deletions are names, too.
-        let device_whiteouts = config.whiteouts == Whiteouts::Auto && marks.is_some() && can_make_devices(&work);
+        let device_whiteouts = config.whiteouts == Whiteouts::Auto && keeps_marks && can_make_devices(&work);
         let namespace = marks.unwrap_or(Namespace::User);
         if !device_whiteouts {
             log::info!("{}: deletions are written as .wh. names", upper.path.display());
         }
-        Ok(Writable { work, namespace, device_whiteouts })
+        Ok(Writable { work, namespace, keeps_marks, device_whiteouts })
     }
 
     /// The namespace in which marks can be written, found out by writing one; `None` if the file system holds none.

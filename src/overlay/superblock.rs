@@ -287,9 +287,15 @@ impl Overlay {
     pub(super) fn shown(&self, node: &Node, mut stat: Stat) -> Stat {
         stat.ino = node.ino();
         self.show_ids(&mut stat);
-        if stat.kind() != Kind::Dir && stat.nlink > 0 && node.is_nameless_lower() {
-            // Its name is hidden by a whiteout; the lower layer keeps it.
-            stat.nlink = 0;
+        if stat.kind() != Kind::Dir {
+            let state = node.state.read();
+            if state.layer != UPPER && matches!(state.place, Place::Gone) {
+                // Its name is hidden by a whiteout; the lower layer keeps it.
+                stat.nlink = 0;
+            }
+            if let Some(data) = &state.data {
+                stat.blocks = data.blocks;
+            }
         }
         if node.is_merged() {
             // As the kernel: the links of several directories cannot be counted.

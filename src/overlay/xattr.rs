@@ -24,6 +24,7 @@ pub(super) enum Mark {
     /// Ours alone: `.wh.` names in this directory are no whiteouts.
     Plain,
     Redirect,
+    Metacopy,
 }
 
 /// The prefixes under which marks may stand, the kernel's two first.
@@ -54,6 +55,7 @@ impl Mark {
             Mark::Whiteout => "whiteout",
             Mark::Plain => "plain",
             Mark::Redirect => "redirect",
+            Mark::Metacopy => "metacopy",
         }
     }
 
@@ -155,6 +157,34 @@ impl Overlay {
         sys::set_xattr(at, OsStr::new(&mark.name(self.namespace)), value, 0)
     }
 
+    /// The same on an object that is in its place already, whose mode may refuse a server that is not root.
+    pub(super) fn set_mark_in_place(&self, at: At<'_>, mark: Mark, value: &[u8]) -> Result<()> {
+        self.despite_mode(at, || self.set_mark(at, mark, value))
+    }
+
+    /// Takes a mark from an object in the upper.
+    pub(super) fn remove_mark(&self, at: At<'_>, mark: Mark) -> Result<()> {
+        self.despite_mode(at, || sys::remove_xattr(at, OsStr::new(&mark.name(self.namespace))))
+    }
+
+    /// Does something that the mode of an object refuses its owner: a mark is no change that the mode is there to prevent.
+    fn despite_mode(&self, at: At<'_>, f: impl Fn() -> Result<()>) -> Result<()> {
+        match f() {
+            Err(Errno::EACCES) if self.server.0 != 0 => {}
+            result => return result,
+        }
+        let mode = sys::stat(at)?.mode;
+        sys::chmod(at, mode | 0o200)?;
+        let result = f();
+        sys::chmod(at, mode)?;
+        result
+    }
+
+    /// Reads a mark in this mount's namespace only: one that leads elsewhere must not be of a kind that others can set.
+    pub(super) fn own_mark(&self, at: At<'_>, mark: Mark) -> Result<Option<Vec<u8>>> {
+        value(at, &mark.name(self.namespace))
+    }
+
     /// Reads a mark, in this mount's namespace or the other.
     pub(super) fn mark(&self, at: At<'_>, mark: Mark) -> Result<Option<Vec<u8>>> {
         if let Some(found) = value(at, &mark.name(self.namespace))? {
@@ -189,8 +219,8 @@ impl Overlay {
             Some(b"x") => Opacity::Xwhiteouts,
             _ => Opacity::Transparent,
         };
-        let redirect =
-            if listed(&Mark::Redirect.name(self.namespace)) { self.mark(dir, Mark::Redirect)? } else { None };
+        let redirected = listed(&Mark::Redirect.name(self.namespace));
+        let redirect = if redirected { self.own_mark(dir, Mark::Redirect)? } else { None };
         Ok(DirMarks { opacity, redirect })
     }
 

@@ -40,7 +40,7 @@ pub struct Campaign {
 }
 
 /// The options that change what is written, each alone and in pairs.
-const OPTIONS: &[&str] = &[",redirect_dir=on", ",redirect_dir=follow", ",redirect_dir=nofollow"];
+const OPTIONS: &[&str] = &[",redirect_dir=on", ",metacopy=on", ",redirect_dir=follow", ",redirect_dir=nofollow"];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -208,7 +208,7 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> 
         lowers.insert(0, next);
     }
     let upper = if rng.chance(40) { Tree::empty() } else { next_layer(bench, &mut rng, &lowers, rights, options) };
-    let settle = makers[1] == Maker::Kernel || rng.chance(40);
+    let settle = makers[1] == Maker::Kernel || rng.chance(40) || (!plain && options.contains("metacopy=on"));
     let mut upper = upper;
     if !settle {
         // What a copy-up does to lower hard links shows at open to the kernel's callers and at first write to ours.

@@ -107,8 +107,11 @@ pub fn exec(side: &mut Side, call: &Call) -> Outcome {
     if let (Some(slot), true) = (side.unsettled.take(), side.settle)
         && let Some(file) = &side.files[slot]
     {
-        let mode = rustix::fs::fstat(file)?.st_mode;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        let stat = rustix::fs::fstat(file)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode))?;
+        if side.settle_data {
+            rustix::fs::ftruncate(file, u64::try_from(stat.st_size).unwrap_or(0))?;
+        }
     }
     outcome
 }

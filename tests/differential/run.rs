@@ -60,6 +60,19 @@ pub struct Scenario {
     pub fault: Option<Fault>,
 }
 
+impl Scenario {
+    fn terms(&self, order: Order, plain: bool) -> Terms {
+        Terms { order, settled: self.settle, plain, metacopy: self.options.contains("metacopy=on") }
+    }
+
+    /// A side of this run at a mount point.
+    fn side(&self, point: &std::path::Path) -> Result<Side, Errno> {
+        let mut side = Side::new(point, self.settle)?;
+        side.settle_data = self.options.contains("metacopy=on");
+        Ok(side)
+    }
+}
+
 /// Where the operations come from.
 pub enum Source {
     /// Chosen as the run goes on.
@@ -209,7 +222,7 @@ fn cross(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2], ends: [V
     let watch = Watch::new(&pair.mounts);
     let [a, b] = compare_views(&pair.sides, None, scenario, "crossed: ")?;
     let [end_a, _] = ends;
-    let terms = Terms { order: Order::Either, settled: scenario.settle, plain: false };
+    let terms = scenario.terms(Order::Either, false);
     report(compare(&end_a, &b, terms), "after crossing: ")?;
     drop(a);
     drop(watch);
@@ -223,7 +236,7 @@ fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> 
     };
     let mounts = [one(0)?, one(1)?];
     let side = |mounted: &Mounted| {
-        Side::new(mounted.point(), scenario.settle).map_err(|errno| ("mount: root".to_owned(), vec![errno.to_string()]))
+        scenario.side(mounted.point()).map_err(|errno| ("mount: root".to_owned(), vec![errno.to_string()]))
     };
     Ok(Pair { sides: [side(&mounts[0])?, side(&mounts[1])?], mounts })
 }
@@ -247,7 +260,7 @@ fn compare_views(
     let see = |side: &Side| look(side).map_err(|errno| (format!("{when}look"), vec![errno.to_string()]));
     let views = [see(&sides[0])?, see(&sides[1])?];
     let kernel_first = if when.is_empty() { Order::KernelFirst } else { Order::Either };
-    let terms = Terms { order: kernel_first, settled: scenario.settle, plain: scenario.makers[0] == Maker::Plain };
+    let terms = scenario.terms(kernel_first, scenario.makers[0] == Maker::Plain);
     report(compare(&views[0], &views[1], terms), when)?;
     if scenario.makers[1] == Maker::Plyfs && !views[1].faults.is_empty() {
         let sort = views[1].faults[0]

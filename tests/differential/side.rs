@@ -24,6 +24,8 @@ pub struct Side {
     pub dirs: [Option<DirSlot>; SLOTS],
     /// Whether opening for writing is followed by a change that copies up: the kernel does so at open, we at first write.
     pub settle: bool,
+    /// Whether that change is to the data, which can be copied up apart from attributes, and so to its time as well.
+    pub settle_data: bool,
     /// A descriptor that was just opened for writing.
     pub unsettled: Option<usize>,
 }
@@ -38,6 +40,7 @@ impl Side {
             files: Default::default(),
             dirs: Default::default(),
             settle,
+            settle_data: false,
             unsettled: None,
         })
     }

@@ -190,6 +190,8 @@ pub struct Terms {
     pub settled: bool,
     /// Whether the first is a plain directory.
     pub plain: bool,
+    /// Whether data is copied up apart from attributes.
+    pub metacopy: bool,
 }
 
 /// Where `b` differs from `a`, what is excused left out.

@@ -22,6 +22,7 @@ mod fixture;
 mod idmap;
 mod links;
 mod memory;
+mod metacopy;
 mod model;
 mod override_stat;
 mod random;

@@ -130,7 +130,8 @@ fn layers_in_the_middle_have_attributes_only_too() {
 #[test]
 fn marks_that_lead_nowhere_are_refused() {
     let lower = "f = data\n dir/x = 1\n link -> f";
-    let table: &[(&[u8], Option<&[u8]>, Result<&str, Errno>)] = &[
+    type Row<'a> = (&'a [u8], Option<&'a [u8]>, Result<&'a str, Errno>);
+    let table: &[Row<'_>] = &[
         (b"", None, Ok("data")),
         (&[0, 4, 0, 0], None, Ok("data")),
         (&[0], None, Err(Errno::EIO)),

@@ -1,6 +1,7 @@
 //! FUSE: the only importer of fuser.
 
 pub mod adapter;
+pub mod boundary;
 mod follow;
 mod fusermount;
 pub mod mount;

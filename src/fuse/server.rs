@@ -6,13 +6,13 @@
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
 use super::adapter::{Adapter, Answer, Buffers};
+use super::boundary::{Tallies, Tally};
 use super::follow::Follower;
 use super::wire::{Reader, Writer, operation};
 use crate::errno::{Errno, Result};
@@ -64,6 +64,7 @@ pub struct Server {
     device: Arc<OwnedFd>,
     session: Session<Handshake>,
     options: Options,
+    tallies: Tallies,
 }
 
 /// What fuser asks at the handshake. It never gets to see a request.
@@ -104,13 +105,19 @@ impl Server {
         let handshake = Handshake { options, long_setxattr: long_setxattr.clone() };
         let session = Session::from_fd(handshake, device, SessionACL::All, Config::default())?;
         let adapter = Arc::new(adapter.with_long_setxattr(long_setxattr.load(Ordering::Relaxed)));
-        Ok(Server { adapter, device: Arc::new(own), session, options })
+        Ok(Server { adapter, device: Arc::new(own), session, options, tallies: Tallies::default() })
     }
 
     /// With this the kernel is told of changes that it does not know of.
     #[must_use]
     pub fn notifier(&self) -> Notifier {
         self.session.notifier()
+    }
+
+    /// What the server has done and what it holds, in a line, whenever it is asked.
+    pub fn reporter(&self) -> impl Fn() -> String + Send + use<> {
+        let (tallies, adapter) = (self.tallies.clone(), self.adapter.clone());
+        move || tallies.report(&adapter)
     }
 
     /// Answers requests until the file system is unmounted.
@@ -120,10 +127,10 @@ impl Server {
     pub fn run(&self) -> io::Result<()> {
         std::thread::scope(|scope| {
             for n in 1..self.options.threads {
-                let worker = Worker::new(&self.adapter, self.queue());
+                let worker = Worker::new(self, self.queue());
                 std::thread::Builder::new().name(format!("plyfs-{n}")).spawn_scoped(scope, move || worker.serve())?;
             }
-            Worker::new(&self.adapter, self.device.clone()).serve();
+            Worker::new(self, self.device.clone()).serve();
             self.adapter.overlay().release();
             Ok(())
         })
@@ -152,11 +159,12 @@ impl Server {
 struct Worker<'a> {
     adapter: &'a Adapter,
     device: Arc<OwnedFd>,
+    tally: Arc<Tally>,
 }
 
 impl<'a> Worker<'a> {
-    fn new(adapter: &'a Adapter, device: Arc<OwnedFd>) -> Worker<'a> {
-        Worker { adapter, device }
+    fn new(server: &'a Server, device: Arc<OwnedFd>) -> Worker<'a> {
+        Worker { adapter: &server.adapter, device, tally: server.tallies.begin() }
     }
 
     fn serve(&self) {
@@ -188,11 +196,7 @@ impl<'a> Worker<'a> {
             follower.note(&header, reader.0);
         }
         let started = log::log_enabled!(log::Level::Debug).then(std::time::Instant::now);
-        let answer = catch_unwind(AssertUnwindSafe(|| self.adapter.answer(&header, reader.0, buffers)));
-        let answer = answer.unwrap_or_else(|_| {
-            log::error!("{} of node {} failed by a fault of plyfs", operation(header.opcode), header.node);
-            Err(Errno::EIO)
-        });
+        let answer = self.tally.answer(self.adapter, &header, reader.0, buffers);
         if let Some(started) = started {
             let (name, cost) = (operation(header.opcode), started.elapsed());
             log::debug!("{name} node {} uid {} pid {}: {answer:?} in {cost:?}", header.node, header.uid, header.pid);

@@ -61,7 +61,7 @@ pub fn serve(
     on_session(session.notifier());
 
     let (sender, events) = mpsc::channel();
-    spawn_signal_thread(signals, point.as_ref(), sender.clone())?;
+    spawn_signal_thread(signals, point.as_ref(), sender.clone(), session.reporter())?;
     let ended = sender.clone();
     thread::Builder::new().name("plyfs-session".into()).spawn(move || {
         // A thread that panics ends here as an error of the session, never as a mount without a server.
@@ -153,13 +153,25 @@ fn leave(point: &mut Option<MountPoint>, events: &Receiver<Event>) {
 
 /// Hands the first signal to the main thread. At the second, the first one's orderly way is stuck: pulls the mount off
 /// and ends the process at once.
-fn spawn_signal_thread(signals: Signals, point: Option<&MountPoint>, events: Sender<Event>) -> io::Result<()> {
+fn spawn_signal_thread(
+    signals: Signals,
+    point: Option<&MountPoint>,
+    events: Sender<Event>,
+    report: impl Fn() -> String + Send + 'static,
+) -> io::Result<()> {
     let emergency = point.map(MountPoint::emergency);
     thread::Builder::new().name("plyfs-signals".into()).spawn(move || {
-        if let Ok(number) = signals.wait() {
+        // One that asks to leave; those that ask how it goes are answered.
+        let wait = || loop {
+            match signals.wait() {
+                Ok(libc::SIGUSR1) => log::warn!("{}", report()),
+                other => break other,
+            }
+        };
+        if let Ok(number) = wait() {
             tell(&events, Event::Signal(number));
         }
-        if signals.wait().is_ok() {
+        if wait().is_ok() {
             if let Some(emergency) = emergency {
                 emergency.pull();
             }

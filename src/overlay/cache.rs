@@ -32,7 +32,21 @@ impl<K: Hash + Eq> FdCache<K> {
         drop(displaced);
     }
 
-    /// Closes everything that nobody is using.
+    /// Closes everything that nobody is using, to make room for others.
+    pub fn empty(&self) {
+        let mut lru = self.lru.lock();
+        let capacity = lru.cap();
+        let all = std::mem::replace(&mut *lru, LruCache::new(capacity));
+        drop(lru);
+        drop(all);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lru.lock().len()
+    }
+
+    /// Closes everything that nobody is using, and keeps nothing more.
     pub fn clear(&self) {
         let all = std::mem::replace(&mut *self.lru.lock(), LruCache::new(NonZeroUsize::MIN));
         drop(all);

@@ -305,6 +305,7 @@ impl Overlay {
             node.xattrs.forget();
             self.readers.remove(&node.id);
         }
+        self.counts.copied_up(if node.kind == Kind::File { wanted.size } else { 0 });
         self.listings.forget(parent.id);
         if number == Number::Changed {
             let own = self.numbers.persistent(&self.layers, real.dev, real.ino);

@@ -9,6 +9,7 @@ pub mod config;
 mod attr;
 mod cache;
 mod copy_up;
+mod counts;
 mod create;
 mod file;
 mod idmap;
@@ -34,6 +35,7 @@ mod xattr_known;
 
 pub use attr::SetAttr;
 pub use config::{Config, SetupError};
+pub use counts::Held;
 pub use file::Privileges;
 pub use node::{NodeId, ROOT_ID};
 pub use readdir::{Dirent, Room};

@@ -99,6 +99,7 @@ impl Overlay {
             renaming: RwLock::new(()),
             capability_dropped: std::sync::atomic::AtomicU64::new(0),
             foreign_changes: Epoch::default(),
+            counts: super::counts::Counts::default(),
             listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),
         };

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 
 use super::cache::FdCache;
 use super::config::{Features, Fsync};
+use super::counts::Counts;
 use super::idmap::Ids;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
@@ -61,6 +62,7 @@ pub struct Overlay {
     pub(super) capability_dropped: AtomicU64,
     /// What others changed in the layers, for what is believed of extended attributes.
     pub(super) foreign_changes: Epoch,
+    pub(super) counts: Counts,
     /// Who is told of changes; set once watching has begun.
     pub(super) listener: OnceLock<Arc<dyn Listener>>,
     /// Set once watching has begun.

@@ -132,6 +132,12 @@ impl Watcher {
         }
     }
 
+    /// How many watches there are, and how many more there may be.
+    pub fn extent(&self) -> (usize, usize) {
+        let watched = self.watched.lock();
+        (watched.lowers.len() + watched.upper.len(), self.budget.load(Ordering::Relaxed))
+    }
+
     fn queue(&self, layer: LayerIndex) -> Option<&Inotify> {
         self.queues.as_ref().map(|queues| if layer == UPPER { &queues.upper } else { &queues.lowers })
     }

@@ -34,6 +34,8 @@ mod armed {
         Frozen,
         /// The process is killed.
         Killed,
+        /// The thread panics, as it would by a mistake of ours.
+        Panics,
     }
 
     #[derive(Default)]
@@ -80,23 +82,29 @@ mod armed {
             }
             let count = plan.seen.len();
             match plan.fault {
-                Some(Fault::Fails(errno)) if count == plan.at => return Err(errno),
-                Some(Fault::Frozen) if plan.at > 0 && count >= plan.at => return Err(Errno::EIO),
+                Some(Fault::Fails(errno)) if count == plan.at => return Err(Some(errno)),
+                Some(Fault::Frozen) if plan.at > 0 && count >= plan.at => return Err(Some(Errno::EIO)),
                 Some(Fault::Killed) if count == plan.at => {
                     let own = rustix::process::getpid();
-                    rustix::process::kill_process(own, rustix::process::Signal::KILL)?;
+                    rustix::process::kill_process(own, rustix::process::Signal::KILL)
+                        .map_err(|errno| Some(errno.into()))?;
                 }
+                Some(Fault::Panics) if count == plan.at => return Err(None),
                 _ => {}
             }
             match plan.denied {
-                Some((denied, errno)) if denied == call => Err(errno),
+                Some((denied, errno)) if denied == call => Err(Some(errno)),
                 _ => Ok(()),
             }
+        })
+        .map_err(|errno: Option<Errno>| {
+            errno.unwrap_or_else(|| std::panic::resume_unwind(Box::new("a fault was asked for")))
         })
     }
 }
 
-#[cfg(all(test, debug_assertions))]
+#[cfg(test)]
+#[cfg(debug_assertions)]
 mod tests {
     use super::*;
     use crate::errno::Errno;

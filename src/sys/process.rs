@@ -338,7 +338,7 @@ pub struct Signals(libc::sigset_t);
 
 impl Signals {
     /// Holds back the signals that ask a server to leave: SIGTERM, SIGINT, and SIGHUP unless the caller ignores it
-    /// (nohup). From here until [`Signals::wait`] they stay pending: none is lost and none kills half-way.
+    /// (nohup); and SIGUSR1, which asks how it goes. From here until [`Signals::wait`] they stay pending: none is lost and none kills half-way.
     ///
     /// # Errors
     /// None that sigprocmask(2) documents for valid input.
@@ -351,6 +351,7 @@ impl Signals {
             let mut set = set.assume_init();
             libc::sigaddset(&raw mut set, libc::SIGTERM);
             libc::sigaddset(&raw mut set, libc::SIGINT);
+            libc::sigaddset(&raw mut set, libc::SIGUSR1);
             let mut hangup = MaybeUninit::<libc::sigaction>::zeroed();
             libc::sigaction(libc::SIGHUP, std::ptr::null(), hangup.as_mut_ptr());
             if hangup.assume_init().sa_sigaction != libc::SIG_IGN {

@@ -19,5 +19,6 @@ mod open_files;
 mod owners;
 mod removal;
 mod rights;
+mod staying_up;
 mod users;
 mod xattrs;

@@ -28,6 +28,9 @@ need podman podman
 need crun crun
 need buildah buildah
 need umoci umoci
+need fuse-overlayfs fuse-overlayfs
+need dpkg-deb dpkg
+need script bsdutils
 need bwrap bubblewrap
 need newuidmap uidmap
 need ip iproute2
@@ -86,6 +89,10 @@ tests() {
 step "format" cargo fmt --check
 step "lints" cargo clippy --quiet --all-targets -- -D warnings
 step "build" cargo build --release --quiet
+install() {
+    cargo install --quiet --locked --path . --root "$scratch/installed" && "$scratch/installed/bin/plyfs" --version
+}
+step "install" install
 step "third-party suites" scripts/suites.sh
 step "tests" tests
 left_behind > "$scratch/left"

@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
+use clap::{Parser, ValueHint};
 
 /// What the command line holds, in its own words.
 #[derive(Debug, Parser)]
 #[command(name = "plyfs", disable_help_flag = true, disable_version_flag = true)]
 pub struct LowArgs {
-    /// `-o` strings, in order.
-    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
+    /// Mount options, separated by commas; may be repeated.
+    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true, value_hint = ValueHint::Other)]
     pub options: Vec<OsString>,
     /// Stay in front.
     #[arg(short = 'f')]
@@ -33,6 +33,7 @@ pub struct LowArgs {
     #[arg(short = 'v', hide = true)]
     verbose: bool,
     /// `[SOURCE] MOUNTPOINT`.
+    #[arg(value_hint = ValueHint::DirPath)]
     pub positionals: Vec<OsString>,
 }
 

@@ -86,3 +86,32 @@ fn a_container_of_root_runs() {
         "0\nx\nA /dev2\nA /x\nC /bin\nC /etc\nC /etc/passwd\nD /bin/yes\nx\n5 6\ncharacter special file 1,3\n";
     assert_eq!(said, expected);
 }
+
+/// The lines of the README, as they stand there.
+#[test]
+fn podman_takes_plyfs_by_three_lines_and_fuse_overlayfs_again_after_it() {
+    need_programs!("podman", "crun", "fuse-overlayfs");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let start = readme.find("    [storage]\n").unwrap();
+    let lines: Vec<&str> = readme[start..].lines().take_while(|line| line.starts_with("    ")).map(str::trim).collect();
+    assert_eq!(lines.len(), 3);
+    let arena = Arena::new();
+    arena.file("three", lines.join("\n").replace("/usr/bin/plyfs", "PROGRAM"));
+    let said = arena.run(
+        Who::User,
+        "store one \"$(PATH=/usr/bin:/bin command -v fuse-overlayfs)\"
+         podman import -q $DIR/bb.tar bb >/dev/null 2>&1
+         podman run --name kept bb sh -c 'echo kept >/kept; rm -f /bin/yes'
+         conf=$HOME/.config/containers/storage.conf; cp $conf before
+         sed \"s#PROGRAM#$DIR/bin/plyfs#\" $DIR/three >$conf
+         podman start -a kept; podman commit -q kept committed >/dev/null
+         podman run --rm committed sh -c 'cat /kept; ls /bin/yes || echo gone' 2>/dev/null
+         podman info | grep -c 'Version: plyfs'
+         cp before $conf
+         podman run --rm committed sh -c 'cat /kept; ls /bin/yes || echo gone' 2>/dev/null
+         podman diff kept | grep -v -e '^C'; no_servers",
+    );
+    let said: Vec<&str> = said.lines().collect();
+    assert_eq!(said[..5], ["kept", "gone", "1", "kept", "gone"]);
+    assert!(said.contains(&"A /kept") && said.contains(&"D /bin/yes"), "{said:?}");
+}

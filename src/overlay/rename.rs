@@ -41,6 +41,17 @@ struct End {
     lower: bool,
 }
 
+/// What the upper has where a directory is to come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum There {
+    /// Nothing that the file system does not replace by itself.
+    Nothing,
+    /// A whiteout, which a directory cannot replace.
+    Device,
+    /// A directory with names of whiteouts in it.
+    Names,
+}
+
 impl End {
     fn pair(&self) -> (sys::BorrowedFd<'_>, &OsStr) {
         (self.dir.as_fd(), &self.name)
@@ -182,6 +193,7 @@ impl Overlay {
         let is_dir = moving.kind == Kind::Dir;
         let mut inside = None;
         let mut removed = None;
+        let mut there = There::Nothing;
         if let Some(target) = &new.node {
             match (is_dir, target.kind == Kind::Dir) {
                 (true, false) => return Err(Errno::ENOTDIR),
@@ -198,7 +210,10 @@ impl Overlay {
                     // Before anything else takes its place: whoever is in it stays in it, and its number is not used again.
                     let layer = target.state.read().layer;
                     removed = Some(self.dir_fd(target, layer)?);
-                    if layer == UPPER {
+                    if layer == UPPER && !self.device_whiteouts {
+                        there = There::Names;
+                        self.dirs.remove(&(target.id, UPPER));
+                    } else if layer == UPPER {
                         self.clear_of_whiteouts(new.dir.as_fd(), &new.name)?;
                         self.dirs.remove(&(target.id, UPPER));
                     }
@@ -207,24 +222,27 @@ impl Overlay {
             }
         }
         self.prepare_move(old, moving, new)?;
-        let whiteout_there = is_dir
-            && new.node.is_none()
-            && match sys::stat(new.at()) {
-                Ok(stat) => self.is_whiteout(new.at(), &stat, false)?,
-                Err(Errno::ENOENT) => false,
+        if is_dir && new.node.is_none() {
+            match sys::stat(new.at()) {
+                Ok(stat) if self.is_whiteout(new.at(), &stat, false)? => there = There::Device,
+                Ok(_) | Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(errno),
-            };
-        let on_disk = || self.move_upper(old, new, is_dir, whiteout_there);
+            }
+        }
+        let on_disk = || self.move_upper(old, new, there);
         let result = self.swap_names(old, new, moving, None, removed, on_disk);
         drop(inside);
         result
     }
 
     /// The rename itself, in the upper.
-    fn move_upper(&self, old: &End, new: &End, is_dir: bool, whiteout_there: bool) -> Result<()> {
+    fn move_upper(&self, old: &End, new: &End, there: There) -> Result<()> {
         // Known from now on: what is to be done about it after the rename must not fail.
         self.has_wh_names(&new.parent, &LowerDir::default())?;
-        if is_dir && whiteout_there {
+        if there == There::Names {
+            return self.change_places(old, new);
+        }
+        if there == There::Device {
             // A directory cannot replace a device; the two change places, and the whiteout stays if it is wanted.
             sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?;
             if !old.lower
@@ -248,6 +266,22 @@ impl Overlay {
         match sys::rename(old.pair(), new.pair(), RenameFlags::WHITEOUT) {
             Err(Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => self.move_without_rename_whiteout(old, new)?,
             result => result?,
+        }
+        self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
+        Ok(())
+    }
+
+    /// A directory takes the place of one that holds nothing but names of whiteouts, which leaves by way of the old place.
+    fn change_places(&self, old: &End, new: &End) -> Result<()> {
+        sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?;
+        let temporary = self.work()?.temporary();
+        let left = match old.lower {
+            true => self.replace_by_whiteout(old.pair(), temporary.pair()),
+            false => sys::renamed(old.pair(), temporary.pair()),
+        };
+        if let Err(errno) = left {
+            sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?;
+            return Err(errno);
         }
         self.drop_wh_name(&new.parent, new.dir.as_fd(), &new.name);
         Ok(())

@@ -21,7 +21,7 @@ use super::readdir::Listings;
 use super::superblock::Overlay;
 use super::table::Table;
 use super::whiteout::WH_OPAQUE;
-use super::workdir::{WorkDir, can_make_devices};
+use super::workdir::{WorkDir, can_keep_wh_names, can_make_devices};
 use super::xattr::{Mark, Namespace, Opacity};
 use super::xattr_known::Epoch;
 use crate::errno::Errno;
@@ -381,6 +381,13 @@ impl Writable {
         let device_whiteouts = config.whiteouts == Whiteouts::Auto && keeps_marks && can_make_devices(&work);
         let namespace = marks.unwrap_or(Namespace::User);
         if !device_whiteouts {
+            if !can_keep_wh_names(&work).map_err(|errno| fail(&errno))? {
+                let reason = "its file system keeps neither the overlay's attributes nor files named .wh.";
+                return Err(SetupError::path("upperdir", &paths.dir, reason));
+            }
+            if marks.is_none() {
+                log::warn!("upperdir={}: the file system has no extended attributes", paths.dir.display());
+            }
             log::info!("{}: deletions are written as .wh. names", upper.path.display());
         }
         Ok(Writable { work, namespace, keeps_marks, device_whiteouts })
@@ -399,13 +406,14 @@ impl Writable {
         let mut last = Errno::ENOTSUP;
         for namespace in candidates {
             match sys::set_xattr(probe.at(), OsStr::new(&Mark::Opaque.name(*namespace)), b"y", 0) {
-                Ok(()) => return Ok(Some(*namespace)),
+                // Another union below may keep such a mark to itself.
+                Ok(()) if is_listed(probe.at(), &Mark::Opaque.name(*namespace)) => return Ok(Some(*namespace)),
+                Ok(()) => last = Errno::ENOTSUP,
                 Err(errno) => last = errno,
             }
         }
         if config.xattrs == XattrNamespace::Auto && last == Errno::ENOTSUP {
             // Marks that cannot be kept have other forms (`.wh..wh..opq`), or only tell where a file came from.
-            log::warn!("upperdir={}: the file system has no extended attributes", paths.dir.display());
             return Ok(None);
         }
         Err(SetupError::path(
@@ -414,6 +422,11 @@ impl Writable {
             format!("the overlay's extended attributes cannot be set: {last}"),
         ))
     }
+}
+
+/// Whether an attribute is found where directories' marks are looked for.
+fn is_listed(at: At<'_>, name: &str) -> bool {
+    sys::list_xattr(at).is_ok_and(|list| list.split(|byte| *byte == 0).any(|one| one == name.as_bytes()))
 }
 
 #[cfg(test)]

@@ -129,17 +129,24 @@ impl Overlay {
         }
     }
 
-    /// Makes a directory that is not yet visible opaque.
+    /// Makes a directory that is not yet visible opaque. Where deletions are names, so is this, besides the mark: whoever
+    /// reads the one form reads the other, and the file system may keep the mark to itself.
     pub(super) fn set_opaque(&self, at: At<'_>) -> Result<()> {
-        match self.set_mark(at, Mark::Opaque, b"y") {
-            // Where deletions are devices, names like that are names like any other.
-            Err(errno) if super::xattr::is_absent(errno) && !self.device_whiteouts => {
-                let dir = match at {
-                    At::Name(dir, name) => sys::open_dir(dir, name)?,
-                    At::Fd(fd) => sys::open_dir(fd, OsStr::new("."))?,
-                };
-                sys::mknod(dir.as_fd(), OsStr::new(WH_OPAQUE), Kind::File, 0, 0)
-            }
+        let marked = self.set_mark(at, Mark::Opaque, b"y");
+        if self.device_whiteouts {
+            return marked;
+        }
+        match marked {
+            Err(errno) if !super::xattr::is_absent(errno) => return Err(errno),
+            _ => {}
+        }
+        let dir = match at {
+            At::Name(dir, name) => sys::open_dir(dir, name)?,
+            At::Fd(fd) => sys::open_dir(fd, OsStr::new("."))?,
+        };
+        match sys::mknod(dir.as_fd(), OsStr::new(WH_OPAQUE), Kind::File, 0, 0) {
+            // It was opaque before.
+            Err(Errno::EEXIST) => Ok(()),
             result => result,
         }
     }

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::whiteout::{WH_OPAQUE, wh_name};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, At, Kind};
 
@@ -119,5 +120,20 @@ fn clear_dir(dir: BorrowedFd<'_>) -> Result<()> {
 /// Whether file systems of this directory know 0/0 character devices as a user may make them.
 pub(super) fn can_make_devices(work: &WorkDir) -> bool {
     let temporary = work.temporary();
+    // To another union below, making one means that the name goes.
     sys::mknod(work.fd(), temporary.name(), Kind::Char, 0, 0).is_ok()
+        && sys::stat(temporary.at()).is_ok_and(|stat| stat.is_null_device())
+}
+
+/// Whether whiteouts and opaque marks can be files with names of their own: not where another union takes them for its own.
+pub(super) fn can_keep_wh_names(work: &WorkDir) -> Result<bool> {
+    let temporary = work.temporary();
+    sys::mkdir(work.fd(), temporary.name(), 0o700)?;
+    let dir = sys::open_dir(work.fd(), temporary.name())?;
+    let kept = |name: &OsStr| {
+        sys::mknod(dir.as_fd(), name, Kind::File, 0, 0).is_ok()
+            && sys::stat(At::Name(dir.as_fd(), name)).is_ok()
+            && sys::unlink(dir.as_fd(), name).is_ok()
+    };
+    Ok(kept(&wh_name(OsStr::new("name"))) && kept(OsStr::new(WH_OPAQUE)))
 }

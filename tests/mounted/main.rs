@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod backings;
 mod copy_up;
 mod daemon;
 mod data;

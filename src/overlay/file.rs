@@ -59,10 +59,15 @@ impl Overlay {
         }
         self.copy_up_data(node, Data::All)?;
         let state = node.state.read();
-        if let Some(fd) = &state.pins.open {
-            return Ok(fd.clone());
+        // A copy-up leaves its descriptor behind.
+        if let Some(fd) = state.pins.open.clone().or_else(|| self.writers.get(&node.id)) {
+            return Ok(fd);
         }
-        let fd = Arc::new(self.open_real(&state, OFlags::RDWR)?);
+        let fd = match self.open_real(&state, OFlags::RDWR) {
+            // A file that its owner, who is not root, may write to and not read: nothing to keep for readers.
+            Err(Errno::EACCES) => return Ok(Arc::new(self.open_real(&state, OFlags::WRONLY)?)),
+            result => Arc::new(result?),
+        };
         self.writers.insert(node.id, fd.clone());
         Ok(fd)
     }

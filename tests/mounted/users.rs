@@ -154,3 +154,15 @@ fn the_daemon_of_a_plain_user_leaves_with_its_mount() {
         )),
     }
 }
+
+#[test]
+fn a_file_that_its_owner_may_write_to_but_not_read_takes_writes() {
+    both_ways(
+        "",
+        "echo up > upper/up; echo low > lower/low; chmod 200 upper/up; union
+        chmod 200 merged/low; leave; union
+        echo more >> merged/up; echo more >> merged/low
+        cat merged/up 2>/dev/null && exit 1
+        leave; chmod 600 upper/*; [ \"$(cat upper/up upper/low | tr '\\n' ' ')\" = 'up more low more ' ]",
+    );
+}

@@ -9,7 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -118,6 +118,8 @@ pub(super) struct DirState {
     pub wh_names: AtomicU8,
     /// Whether the upper directory has a default ACL: 0 unknown, 1 no, 2 yes.
     pub default_acl: AtomicU8,
+    /// How many nodes have it as their parent. Changes under the table's lock only.
+    pub children: AtomicU32,
 }
 
 /// Names from a layer's root down to an object.

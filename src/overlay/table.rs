@@ -4,11 +4,13 @@
 //! call is made under the table's lock.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::{Entry, RandomState};
 use std::ffi::OsStr;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use super::node::{Node, NodeId, ROOT_ID, RealId};
@@ -30,14 +32,29 @@ struct Slot {
     parent: NodeId,
     /// How often the kernel looked it up and did not yet forget it.
     lookups: u64,
-    /// How many nodes in the table have it as their parent.
-    children: u32,
 }
 
+impl Slot {
+    /// How many nodes in the table have it as their parent; directories only.
+    fn children(&self) -> u32 {
+        self.node.dir.as_ref().map_or(0, |dir| dir.children.load(Ordering::Relaxed))
+    }
+
+    /// Counts a child more or less. The table's lock makes it one step.
+    fn count_child(&self, change: impl FnOnce(u32) -> u32) {
+        if let Some(dir) = &self.node.dir {
+            dir.children.store(change(self.children()), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A million entries are remembered for long: what is found by its key is stored once, in its slot.
 #[derive(Debug, Default)]
 struct Inner {
     slots: HashMap<NodeId, Slot>,
-    keys: HashMap<Key, NodeId>,
+    /// The numbers of the nodes that are found by their keys.
+    keys: HashTable<NodeId>,
+    hasher: RandomState,
 }
 
 /// All nodes that the kernel remembers.
@@ -59,8 +76,8 @@ impl Table {
     pub fn new(root: Arc<Node>) -> Table {
         let mut inner = Inner::default();
         let key = Key::Real(root.state.read().real);
-        inner.keys.insert(key.clone(), ROOT_ID);
-        inner.slots.insert(ROOT_ID, Slot { node: root, key, parent: 0, lookups: 1, children: 0 });
+        inner.slots.insert(ROOT_ID, Slot { node: root, key, parent: 0, lookups: 1 });
+        inner.enter_key(ROOT_ID);
         Table { next: AtomicU64::new(ROOT_ID + 1), inner: Mutex::new(inner) }
     }
 
@@ -72,8 +89,7 @@ impl Table {
     /// The node of a real object, or of a name, if the kernel remembers it.
     pub fn find(&self, key: &Key) -> Option<Arc<Node>> {
         let inner = self.inner.lock();
-        let id = inner.keys.get(key)?;
-        inner.slots.get(id).map(|slot| slot.node.clone())
+        inner.slots.get(&inner.find(key)?).map(|slot| slot.node.clone())
     }
 
     /// The node of a key, made if there is none that `fits`, with one more lookup counted.
@@ -86,7 +102,7 @@ impl Table {
     ) -> Interned {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
-        if let Some(slot) = inner.keys.get(&key).and_then(|id| inner.slots.get_mut(id))
+        if let Some(slot) = inner.find(&key).and_then(|id| inner.slots.get_mut(&id))
             && fits(&slot.node)
         {
             slot.lookups += 1;
@@ -94,10 +110,10 @@ impl Table {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let node = Arc::new(make(id));
-        inner.keys.insert(key.clone(), id);
-        inner.slots.insert(id, Slot { node: node.clone(), key, parent: parent.id, lookups: 1, children: 0 });
-        if let Some(slot) = inner.slots.get_mut(&parent.id) {
-            slot.children += 1;
+        inner.slots.insert(id, Slot { node: node.clone(), key, parent: parent.id, lookups: 1 });
+        inner.enter_key(id);
+        if let Some(slot) = inner.slots.get(&parent.id) {
+            slot.count_child(|children| children + 1);
         }
         Interned::New(node)
     }
@@ -106,12 +122,10 @@ impl Table {
     pub fn rekey(&self, node: &Node, key: Key) {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
+        inner.leave_key(node.id);
         let Some(slot) = inner.slots.get_mut(&node.id) else { return };
-        if inner.keys.get(&slot.key) == Some(&node.id) {
-            inner.keys.remove(&slot.key);
-        }
-        slot.key = key.clone();
-        inner.keys.insert(key, node.id);
+        slot.key = key;
+        inner.enter_key(node.id);
     }
 
     /// The node has another parent from now on, or none. Returns the nodes that nobody needs any more.
@@ -121,11 +135,11 @@ impl Table {
         let new = parent.map_or(0, |parent| parent.id);
         let Some(slot) = inner.slots.get_mut(&node.id) else { return Vec::new() };
         let old = std::mem::replace(&mut slot.parent, new);
-        if let Some(slot) = inner.slots.get_mut(&new) {
-            slot.children += 1;
+        if let Some(slot) = inner.slots.get(&new) {
+            slot.count_child(|children| children + 1);
         }
-        if let Some(slot) = inner.slots.get_mut(&old) {
-            slot.children = slot.children.saturating_sub(1);
+        if let Some(slot) = inner.slots.get(&old) {
+            slot.count_child(|children| children.saturating_sub(1));
         }
         let mut gone = Vec::new();
         inner.sweep(old, &mut gone);
@@ -150,7 +164,8 @@ impl Table {
         let much = inner.slots.capacity() > 4096 && inner.slots.len() < inner.slots.capacity() / 4;
         if much {
             inner.slots.shrink_to_fit();
-            inner.keys.shrink_to_fit();
+            let Inner { slots, keys, hasher } = &mut *inner;
+            keys.shrink_to_fit(|id| slots.get(id).map_or(0, |slot| hasher.hash_one(&slot.key)));
         }
         much
     }
@@ -169,21 +184,47 @@ impl Table {
 }
 
 impl Inner {
+    /// The node that is found by a key.
+    fn find(&self, key: &Key) -> Option<NodeId> {
+        let same = |id: &NodeId| self.slots.get(id).is_some_and(|slot| slot.key == *key);
+        self.keys.find(self.hasher.hash_one(key), same).copied()
+    }
+
+    /// Makes a node the one that is found by its key, in place of another.
+    fn enter_key(&mut self, id: NodeId) {
+        let Inner { slots, keys, hasher } = self;
+        let Some(slot) = slots.get(&id) else { return };
+        let hash = hasher.hash_one(&slot.key);
+        let same = |other: &NodeId| slots.get(other).is_some_and(|other| other.key == slot.key);
+        match keys.find_mut(hash, same) {
+            Some(known) => *known = id,
+            None => {
+                keys.insert_unique(hash, id, |id| slots.get(id).map_or(0, |slot| hasher.hash_one(&slot.key)));
+            }
+        }
+    }
+
+    /// A node is not found by its key any more.
+    fn leave_key(&mut self, id: NodeId) {
+        let Some(slot) = self.slots.get(&id) else { return };
+        if let Ok(found) = self.keys.find_entry(self.hasher.hash_one(&slot.key), |known| *known == id) {
+            found.remove();
+        }
+    }
+
     /// Removes a node that nobody needs, then its parent if that was the last need of it, and so on.
     fn sweep(&mut self, id: NodeId, gone: &mut Vec<Arc<Node>>) {
         let mut next = Some(id);
         while let Some(id) = next.take() {
-            let Entry::Occupied(slot) = self.slots.entry(id) else { return };
-            if slot.get().lookups > 0 || slot.get().children > 0 || id == ROOT_ID {
+            if id == ROOT_ID || self.slots.get(&id).is_none_or(|slot| slot.lookups > 0 || slot.children() > 0) {
                 return;
             }
-            let Slot { node, key, parent, .. } = slot.remove();
-            if self.keys.get(&key) == Some(&id) {
-                self.keys.remove(&key);
-            }
+            self.leave_key(id);
+            let Entry::Occupied(slot) = self.slots.entry(id) else { return };
+            let Slot { node, parent, .. } = slot.remove();
             gone.push(node);
-            if let Some(slot) = self.slots.get_mut(&parent) {
-                slot.children = slot.children.saturating_sub(1);
+            if let Some(slot) = self.slots.get(&parent) {
+                slot.count_child(|children| children.saturating_sub(1));
                 next = Some(parent);
             }
         }

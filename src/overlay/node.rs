@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::metacopy::LowerData;
+use super::table::Remembered;
 use super::watch::{OwnChange, Watches};
 use super::xattr_known::XattrsKnown;
 use crate::sys::{Kind, Stat};
@@ -47,6 +48,8 @@ pub struct Node {
     pub(super) own_change: OwnChange,
     /// Which extended attributes it is known not to have.
     pub(super) xattrs: XattrsKnown,
+    /// What the table knows of it. Lock order: under the table's lock only, and never two of one node.
+    pub(super) remembered: Mutex<Remembered>,
     /// What only directories have.
     pub(super) dir: Option<Box<DirState>>,
 }
@@ -177,6 +180,7 @@ impl Node {
             state: RwLock::new(State { place, layer, real, data: None, pins: Pins::default() }),
             own_change: OwnChange::default(),
             xattrs: XattrsKnown::default(),
+            remembered: Mutex::new(Remembered::new(real)),
             dir: (kind == Kind::Dir).then(Box::default),
         }
     }

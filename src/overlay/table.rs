@@ -3,8 +3,7 @@
 //! A node stays as long as the kernel has looked it up more often than it forgot it, or a node below it stays. No system
 //! call is made under the table's lock.
 
-use std::collections::HashMap;
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -24,9 +23,10 @@ pub(super) enum Key {
     Name(NodeId, Arc<OsStr>),
 }
 
+/// What the table knows of a node. Kept in the node itself, so that it is stored once however large the tables are, and
+/// changed under the table's lock only.
 #[derive(Debug)]
-struct Slot {
-    node: Arc<Node>,
+pub(super) struct Remembered {
     key: Key,
     /// Its parent, 0 for none. Kept here because no `state` may be locked under the table's lock.
     parent: NodeId,
@@ -34,26 +34,30 @@ struct Slot {
     lookups: u64,
 }
 
-impl Slot {
-    /// How many nodes in the table have it as their parent; directories only.
-    fn children(&self) -> u32 {
-        self.node.dir.as_ref().map_or(0, |dir| dir.children.load(Ordering::Relaxed))
-    }
-
-    /// Counts a child more or less. The table's lock makes it one step.
-    fn count_child(&self, change: impl FnOnce(u32) -> u32) {
-        if let Some(dir) = &self.node.dir {
-            dir.children.store(change(self.children()), Ordering::Relaxed);
-        }
+impl Remembered {
+    /// Of a node without parent that was just looked up for the first time.
+    pub fn new(real: RealId) -> Remembered {
+        Remembered { key: Key::Real(real), parent: 0, lookups: 1 }
     }
 }
 
-/// A million entries are remembered for long: what is found by its key is stored once, in its slot.
+/// How many nodes in the table have this one as their parent; directories only.
+fn children(node: &Node) -> u32 {
+    node.dir.as_ref().map_or(0, |dir| dir.children.load(Ordering::Relaxed))
+}
+
+/// Counts a child more or less. The table's lock makes it one step.
+fn count_child(node: &Node, change: impl FnOnce(u32) -> u32) {
+    if let Some(dir) = &node.dir {
+        dir.children.store(change(children(node)), Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    slots: HashMap<NodeId, Slot>,
-    /// The numbers of the nodes that are found by their keys.
-    keys: HashTable<NodeId>,
+    nodes: HashTable<Arc<Node>>,
+    /// The nodes that are found by their keys.
+    keys: HashTable<Arc<Node>>,
     hasher: RandomState,
 }
 
@@ -75,21 +79,18 @@ impl Table {
     /// A table with nothing but the root, which is never forgotten.
     pub fn new(root: Arc<Node>) -> Table {
         let mut inner = Inner::default();
-        let key = Key::Real(root.state.read().real);
-        inner.slots.insert(ROOT_ID, Slot { node: root, key, parent: 0, lookups: 1 });
-        inner.enter_key(ROOT_ID);
+        inner.enter(root);
         Table { next: AtomicU64::new(ROOT_ID + 1), inner: Mutex::new(inner) }
     }
 
     /// The node of a number.
     pub fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.inner.lock().slots.get(&id).map(|slot| slot.node.clone())
+        self.inner.lock().get(id).cloned()
     }
 
     /// The node of a real object, or of a name, if the kernel remembers it.
     pub fn find(&self, key: &Key) -> Option<Arc<Node>> {
-        let inner = self.inner.lock();
-        inner.slots.get(&inner.find(key)?).map(|slot| slot.node.clone())
+        self.inner.lock().find(key).cloned()
     }
 
     /// The node of a key, made if there is none that `fits`, with one more lookup counted.
@@ -100,46 +101,44 @@ impl Table {
         fits: impl FnOnce(&Node) -> bool,
         make: impl FnOnce(NodeId) -> Node,
     ) -> Interned {
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        if let Some(slot) = inner.find(&key).and_then(|id| inner.slots.get_mut(&id))
-            && fits(&slot.node)
+        let mut inner = self.inner.lock();
+        if let Some(node) = inner.find(&key)
+            && fits(node)
         {
-            slot.lookups += 1;
-            return Interned::Known(slot.node.clone());
+            node.remembered.lock().lookups += 1;
+            return Interned::Known(node.clone());
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let node = Arc::new(make(id));
-        inner.slots.insert(id, Slot { node: node.clone(), key, parent: parent.id, lookups: 1 });
-        inner.enter_key(id);
-        if let Some(slot) = inner.slots.get(&parent.id) {
-            slot.count_child(|children| children + 1);
+        let mut node = make(id);
+        *node.remembered.get_mut() = Remembered { key, parent: parent.id, lookups: 1 };
+        let node = Arc::new(node);
+        inner.enter(node.clone());
+        if let Some(parent) = inner.get(parent.id) {
+            count_child(parent, |children| children + 1);
         }
         Interned::New(node)
     }
 
     /// The node was copied up or renamed: it is recognised by another key from now on.
     pub fn rekey(&self, node: &Node, key: Key) {
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        inner.leave_key(node.id);
-        let Some(slot) = inner.slots.get_mut(&node.id) else { return };
-        slot.key = key;
-        inner.enter_key(node.id);
+        let mut inner = self.inner.lock();
+        let Some(node) = inner.get(node.id).cloned() else { return };
+        inner.leave_key(&node);
+        node.remembered.lock().key = key;
+        inner.enter_key(node);
     }
 
     /// The node has another parent from now on, or none. Returns the nodes that nobody needs any more.
     pub fn moved(&self, node: &Node, parent: Option<&Node>) -> Vec<Arc<Node>> {
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
+        let mut inner = self.inner.lock();
         let new = parent.map_or(0, |parent| parent.id);
-        let Some(slot) = inner.slots.get_mut(&node.id) else { return Vec::new() };
-        let old = std::mem::replace(&mut slot.parent, new);
-        if let Some(slot) = inner.slots.get(&new) {
-            slot.count_child(|children| children + 1);
+        let Some(node) = inner.get(node.id) else { return Vec::new() };
+        let old = std::mem::replace(&mut node.remembered.lock().parent, new);
+        if let Some(parent) = inner.get(new) {
+            count_child(parent, |children| children + 1);
         }
-        if let Some(slot) = inner.slots.get(&old) {
-            slot.count_child(|children| children.saturating_sub(1));
+        if let Some(parent) = inner.get(old) {
+            count_child(parent, |children| children.saturating_sub(1));
         }
         let mut gone = Vec::new();
         inner.sweep(old, &mut gone);
@@ -151,8 +150,11 @@ impl Table {
     pub fn forget(&self, id: NodeId, count: u64) -> Vec<Arc<Node>> {
         let mut gone = Vec::new();
         let mut inner = self.inner.lock();
-        if let Some(slot) = inner.slots.get_mut(&id) {
-            slot.lookups = slot.lookups.saturating_sub(count);
+        if let Some(node) = inner.get(id) {
+            {
+                let mut remembered = node.remembered.lock();
+                remembered.lookups = remembered.lookups.saturating_sub(count);
+            }
             inner.sweep(id, &mut gone);
         }
         gone
@@ -161,53 +163,62 @@ impl Table {
     /// Gives memory back when most of what there once was is forgotten; says whether it did.
     pub fn shrink(&self) -> bool {
         let mut inner = self.inner.lock();
-        let much = inner.slots.capacity() > 4096 && inner.slots.len() < inner.slots.capacity() / 4;
+        let much = inner.nodes.capacity() > 4096 && inner.nodes.len() < inner.nodes.capacity() / 4;
         if much {
-            inner.slots.shrink_to_fit();
-            let Inner { slots, keys, hasher } = &mut *inner;
-            keys.shrink_to_fit(|id| slots.get(id).map_or(0, |slot| hasher.hash_one(&slot.key)));
+            let Inner { nodes, keys, hasher } = &mut *inner;
+            nodes.shrink_to_fit(|node| hasher.hash_one(node.id));
+            keys.shrink_to_fit(|node| hasher.hash_one(&node.remembered.lock().key));
         }
         much
     }
 
     /// How many nodes there are.
     pub fn len(&self) -> usize {
-        self.inner.lock().slots.len()
+        self.inner.lock().nodes.len()
     }
-}
 
-impl Table {
     /// All nodes of this moment.
     pub fn nodes(&self) -> Vec<Arc<Node>> {
-        self.inner.lock().slots.values().map(|slot| slot.node.clone()).collect()
+        self.inner.lock().nodes.iter().cloned().collect()
     }
 }
 
 impl Inner {
+    fn get(&self, id: NodeId) -> Option<&Arc<Node>> {
+        self.nodes.find(self.hasher.hash_one(id), |node| node.id == id)
+    }
+
     /// The node that is found by a key.
-    fn find(&self, key: &Key) -> Option<NodeId> {
-        let same = |id: &NodeId| self.slots.get(id).is_some_and(|slot| slot.key == *key);
-        self.keys.find(self.hasher.hash_one(key), same).copied()
+    fn find(&self, key: &Key) -> Option<&Arc<Node>> {
+        self.keys.find(self.hasher.hash_one(key), |node| node.remembered.lock().key == *key)
+    }
+
+    /// Takes a node in, by number and key.
+    fn enter(&mut self, node: Arc<Node>) {
+        let Inner { nodes, hasher, .. } = self;
+        nodes.insert_unique(hasher.hash_one(node.id), node.clone(), |node| hasher.hash_one(node.id));
+        self.enter_key(node);
     }
 
     /// Makes a node the one that is found by its key, in place of another.
-    fn enter_key(&mut self, id: NodeId) {
-        let Inner { slots, keys, hasher } = self;
-        let Some(slot) = slots.get(&id) else { return };
-        let hash = hasher.hash_one(&slot.key);
-        let same = |other: &NodeId| slots.get(other).is_some_and(|other| other.key == slot.key);
+    fn enter_key(&mut self, node: Arc<Node>) {
+        let Inner { keys, hasher, .. } = self;
+        let hash = hasher.hash_one(&node.remembered.lock().key);
+        // A node in the table is not the one that enters, so that these are two locks.
+        let same =
+            |known: &Arc<Node>| !Arc::ptr_eq(known, &node) && known.remembered.lock().key == node.remembered.lock().key;
         match keys.find_mut(hash, same) {
-            Some(known) => *known = id,
+            Some(known) => *known = node,
             None => {
-                keys.insert_unique(hash, id, |id| slots.get(id).map_or(0, |slot| hasher.hash_one(&slot.key)));
+                keys.insert_unique(hash, node, |node| hasher.hash_one(&node.remembered.lock().key));
             }
         }
     }
 
     /// A node is not found by its key any more.
-    fn leave_key(&mut self, id: NodeId) {
-        let Some(slot) = self.slots.get(&id) else { return };
-        if let Ok(found) = self.keys.find_entry(self.hasher.hash_one(&slot.key), |known| *known == id) {
+    fn leave_key(&mut self, node: &Arc<Node>) {
+        let hash = self.hasher.hash_one(&node.remembered.lock().key);
+        if let Ok(found) = self.keys.find_entry(hash, |known| Arc::ptr_eq(known, node)) {
             found.remove();
         }
     }
@@ -216,15 +227,18 @@ impl Inner {
     fn sweep(&mut self, id: NodeId, gone: &mut Vec<Arc<Node>>) {
         let mut next = Some(id);
         while let Some(id) = next.take() {
-            if id == ROOT_ID || self.slots.get(&id).is_none_or(|slot| slot.lookups > 0 || slot.children() > 0) {
+            let Some(node) = self.get(id).cloned() else { return };
+            if id == ROOT_ID || children(&node) > 0 || node.remembered.lock().lookups > 0 {
                 return;
             }
-            self.leave_key(id);
-            let Entry::Occupied(slot) = self.slots.entry(id) else { return };
-            let Slot { node, parent, .. } = slot.remove();
+            self.leave_key(&node);
+            if let Ok(found) = self.nodes.find_entry(self.hasher.hash_one(id), |known| known.id == id) {
+                found.remove();
+            }
+            let parent = node.remembered.lock().parent;
             gone.push(node);
-            if let Some(slot) = self.slots.get(&parent) {
-                slot.count_child(|children| children.saturating_sub(1));
+            if let Some(node) = self.get(parent) {
+                count_child(node, |children| children.saturating_sub(1));
                 next = Some(parent);
             }
         }

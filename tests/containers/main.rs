@@ -15,6 +15,7 @@ mod build;
 mod calls;
 mod images;
 mod manners;
+mod masked;
 mod run;
 mod tools;
 mod users;

@@ -125,6 +125,27 @@ fn a_lower_file_that_is_not_the_users_can_be_moved_and_written_as_its_mode_says(
 }
 
 #[test]
+fn a_user_to_whom_everything_is_squashed_changes_a_system() {
+    plyfs_only!();
+    match missing(Way::Fusermount) {
+        Some(why) => skipped(why),
+        None => drop(script(
+            Way::Fusermount,
+            "mkdir -p system/etc/sub system/bin; echo root > system/etc/conf; chmod 444 system/etc/conf
+            echo s > system/bin/su; chmod 4755 system/bin/su; echo secret > system/etc/shadow; chmod 600 system/etc/shadow",
+            "plyfs -o lowerdir=system,upperdir=upper,workdir=work,squash_to_uid=$(id -u),squash_to_gid=$(id -g) merged
+            [ \"$(stat -c %u merged/etc/conf)\" = \"$(id -u)\" ]
+            chmod 644 merged/etc/conf; echo mine >> merged/etc/conf; [ \"$(wc -l < merged/etc/conf)\" = 2 ]
+            echo new > merged/etc/new; mv merged/bin/su merged/bin/other; [ \"$(stat -c %a upper/bin/other)\" = 755 ]
+            rm -r merged/etc/sub; mv -f merged/etc/new merged/etc/conf; [ \"$(cat merged/etc/conf)\" = new ]
+            # The server may not read it, so nobody does; it can be removed and replaced.
+            ! cat merged/etc/shadow 2>/dev/null; ! (echo x >> merged/etc/shadow) 2>/dev/null
+            rm -f merged/etc/shadow; echo x > merged/etc/shadow; [ \"$(cat merged/etc/shadow)\" = x ]",
+        )),
+    }
+}
+
+#[test]
 fn in_a_namespace_of_one_id_every_owner_has_a_number() {
     plyfs_only!();
     match missing(Way::Namespace) {

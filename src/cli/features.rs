@@ -3,13 +3,14 @@
 
 use crate::cli::options::RawOption;
 use crate::cli::values::choice;
-use crate::overlay::config::{Features, RedirectDir, SetupError};
+use crate::overlay::config::{Features, RedirectDir, SetupError, Verity};
 
 /// What was asked for by name.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked {
     redirect_dir: Option<RedirectDir>,
     metacopy: Option<bool>,
+    verity: Verity,
 }
 
 /// The features of a mount, and what the caller should be told about them.
@@ -28,6 +29,8 @@ const REDIRECT_DIR: &[(&str, RedirectDir)] = &[
     ("off", RedirectDir::Off),
 ];
 
+const VERITY: &[(&str, Verity)] = &[("on", Verity::On), ("require", Verity::Require), ("off", Verity::Off)];
+
 const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 impl Asked {
@@ -39,6 +42,7 @@ impl Asked {
         match key {
             "redirect_dir" => self.redirect_dir = Some(choice(option, value, REDIRECT_DIR)?),
             "metacopy" => self.metacopy = Some(choice(option, value, SWITCH)?),
+            "verity" => self.verity = choice(option, value, VERITY)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -52,17 +56,17 @@ impl Asked {
         let notices = Vec::new();
         let mut redirect_dir = self.redirect_dir.unwrap_or_default();
         let metacopy = self.metacopy.unwrap_or_default();
-        if !upper && redirect_dir == RedirectDir::Follow {
+        if !upper && matches!(redirect_dir, RedirectDir::Follow | RedirectDir::Off) && metacopy {
             // Nothing is written, so the two are the same.
             redirect_dir = RedirectDir::On;
         }
         if metacopy && redirect_dir != RedirectDir::On {
-            if let Some(asked) = self.redirect_dir {
+            if let Some(asked) = self.redirect_dir.filter(|_| redirect_dir != RedirectDir::On) {
                 return Err(conflict("metacopy=on", &redirect_word(asked)));
             }
             redirect_dir = RedirectDir::On;
         }
-        Ok(Resolved { features: Features { redirect_dir, metacopy }, notices })
+        Ok(Resolved { features: Features { redirect_dir, metacopy, verity: self.verity }, notices })
     }
 }
 
@@ -74,4 +78,38 @@ fn redirect_word(mode: RedirectDir) -> String {
 /// Two options that exclude each other.
 fn conflict(one: &str, other: &str) -> SetupError {
     SetupError::option("conflicting options", format!("{one},{other}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(upper: bool, options: &str) -> Result<Features, String> {
+        let mut asked = Asked::default();
+        for option in crate::cli::options::split(options.as_bytes()) {
+            let value = option.value.clone().unwrap_or_default();
+            assert!(asked.take(&option.key, &value, &option).map_err(|error| error.to_string())?, "{option:?}");
+        }
+        asked.resolve(upper).map(|resolved| resolved.features).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_follow_from_and_exclude_one_another_as_in_the_kernel() {
+        let off = Features::default();
+        let metacopy = Features { redirect_dir: RedirectDir::On, metacopy: true, ..off };
+        assert_eq!(resolve(true, ""), Ok(off));
+        assert_eq!(resolve(true, "metacopy=on"), Ok(metacopy));
+        assert_eq!(resolve(true, "metacopy=on,redirect_dir=on"), Ok(metacopy));
+        assert_eq!(resolve(true, "verity=require"), Ok(Features { verity: Verity::Require, ..off }));
+        for mode in ["off", "follow", "nofollow"] {
+            let refused = format!("conflicting options: metacopy=on,redirect_dir={mode}");
+            assert_eq!(resolve(true, &format!("metacopy=on,redirect_dir={mode}")), Err(refused));
+        }
+        // Nothing is written: to follow is all there is.
+        for mode in ["off", "follow"] {
+            assert_eq!(resolve(false, &format!("metacopy=on,redirect_dir={mode}")), Ok(metacopy), "{mode}");
+        }
+        assert!(resolve(false, "metacopy=on,redirect_dir=nofollow").is_err());
+        assert_eq!(resolve(true, "verity=yes"), Err("verity=yes: must be on or require or off".to_owned()));
+    }
 }

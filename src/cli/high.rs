@@ -104,6 +104,7 @@ pub fn interpret(low: &LowArgs, caller: &Caller) -> Result<HighArgs, SetupError>
 /// Options read so far.
 struct Reading {
     lowers: Vec<PathBuf>,
+    data_lowers: Vec<PathBuf>,
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
     config: Config,
@@ -123,6 +124,7 @@ impl Reading {
         let name = if caller.name == "fuse-overlayfs" { caller.name.clone() } else { "plyfs".into() };
         Reading {
             lowers: Vec::new(),
+            data_lowers: Vec::new(),
             upper: None,
             work: None,
             config: Config {
@@ -194,14 +196,17 @@ impl Reading {
         match key {
             // Each of these replaces what was said before, as in the kernel.
             "lowerdir" => {
-                self.lowers = options::lowers(value)
+                (self.lowers, self.data_lowers) = options::lowers(value)
                     .map_err(|reason| SetupError::path("lowerdir", Path::new(OsStr::from_bytes(value)), reason))?;
+            }
+            "lowerdir+" if !self.data_lowers.is_empty() => {
+                return Err(refusal(option, "a merged layer follows a data-only layer"));
             }
             "lowerdir+" => self.lowers.push(one_path("lowerdir+", value)?),
             "upperdir" => self.upper = Some(one_path("upperdir", value)?),
             "workdir" => self.work = Some(one_path("workdir", value)?),
             "log" => self.log = LogTo::named(&one_path("log", value)?),
-            "datadir+" => return Err(refusal(option, "data-only layers are not supported yet")),
+            "datadir+" => self.data_lowers.push(one_path("datadir+", value)?),
             "xino" => {
                 self.config.xino =
                     choice(option, value, &[("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)])?;
@@ -246,7 +251,6 @@ impl Reading {
         let no = "not supported yet";
         let (harmless, refused): (&[&str], &[&str]) = match key {
             "index" | "nfs_export" => (&["off"], &["on"]),
-            "verity" => (&["off"], &["on", "require"]),
             "uuid" => (&["auto", "null", "off", "on"], &[]),
             _ => {
                 self.unknown.push(option.typed.clone());
@@ -265,13 +269,15 @@ impl Reading {
         if self.lowers.is_empty() {
             return Err(SetupError::option("lowerdir", "missing; at least one directory is needed"));
         }
-        if self.lowers.len() > Config::MAX_LOWERS {
-            let reason = format!("{} directories; at most {} are possible", self.lowers.len(), Config::MAX_LOWERS);
+        let count = self.lowers.len() + self.data_lowers.len();
+        if count > Config::MAX_LOWERS {
+            let reason = format!("{count} directories; at most {} are possible", Config::MAX_LOWERS);
             return Err(SetupError::option("lowerdir", reason));
         }
         let resolved = self.features.resolve(self.upper.is_some())?;
         self.config.features = resolved.features;
         self.config.lowers = self.lowers;
+        self.config.data_lowers = self.data_lowers;
         self.config.upper = match (self.upper, self.work) {
             (Some(dir), Some(work)) => Some(Upper { dir, work }),
             (Some(dir), None) => return Err(SetupError::path("upperdir", &dir, "needs a workdir= as well")),
@@ -402,11 +408,10 @@ mod tests {
             ("redirect_dir=maybe", "redirect_dir=maybe: must be on or follow or nofollow or off"),
             ("index=on", "index=on: not supported yet"),
             ("nfs_export=on", "nfs_export=on: not supported yet"),
-            ("verity=require", "verity=require: not supported yet"),
             ("uidmapping=:0:1000", "uidmapping=:0:1000: must be triples DISK:SHOWN:COUNT"),
             ("squash_to_uid=x", "squash_to_uid=x: must be a number from 0 to 4294967294"),
             ("xattr_permissions=3", "xattr_permissions=3: must be 0 or 1 or 2"),
-            ("datadir+=d", "datadir+=d: data-only layers are not supported yet"),
+            ("datadir+=d,lowerdir+=e", "lowerdir+=e: a merged layer follows a data-only layer"),
             ("allow_root", "allow_root: not supported: only allow_other is enforced by the kernel"),
             ("remount", "remount: not supported: unmount and mount"),
             ("xino=maybe", "xino=maybe: must be auto or on or off"),

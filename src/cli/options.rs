@@ -97,11 +97,11 @@ pub fn path(value: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(value)))
 }
 
-/// The paths of a `lowerdir=` value, the topmost layer first.
+/// The paths of a `lowerdir=` value, the topmost layer first: layers that are merged, and layers that hold data only.
 ///
 /// # Errors
 /// What is wrong with the colons, in words: the kernel refuses the same.
-pub fn lowers(value: &[u8]) -> Result<Vec<PathBuf>, &'static str> {
+pub fn lowers(value: &[u8]) -> Result<(Vec<PathBuf>, Vec<PathBuf>), &'static str> {
     let mut pieces = Vec::new();
     let mut rest = value;
     while let Some(colon) = unescaped(rest, b':') {
@@ -122,10 +122,16 @@ pub fn lowers(value: &[u8]) -> Result<Vec<PathBuf>, &'static str> {
     if (1..pieces.len()).any(|at| empty(at) && empty(at + 1)) {
         return Err("three colons in a row");
     }
-    if (0..pieces.len()).any(empty) {
-        return Err("two colons in a row begin data-only layers, which plyfs does not support yet");
+    let Some(first) = (0..pieces.len()).find(|at| empty(*at)) else {
+        return Ok((pieces.into_iter().map(path).collect(), Vec::new()));
+    };
+    // Two colons before each of them.
+    let data = pieces.split_off(first);
+    if data.iter().enumerate().any(|(at, piece)| piece.is_empty() != (at % 2 == 0)) {
+        return Err("a merged layer follows a data-only layer");
     }
-    Ok(pieces.into_iter().map(path).collect())
+    let data = data.into_iter().filter(|piece| !piece.is_empty());
+    Ok((pieces.into_iter().map(path).collect(), data.map(path).collect()))
 }
 
 #[cfg(test)]
@@ -185,18 +191,29 @@ mod tests {
             (":a", Err("begins with")),
             ("a:", Err("ends with")),
             ("a::", Err("ends with")),
-            ("a::b", Err("data-only")),
-            ("a:b::c::d", Err("data-only")),
+            ("a::b:c", Err("a merged layer follows")),
+            ("a::b:c::d", Err("a merged layer follows")),
             ("a:::b", Err("three colons")),
             (r"a\::b", Ok(&["a:", "b"])),
         ];
         for (value, expected) in table {
             match (lowers(value.as_bytes()), expected) {
-                (Ok(paths), Ok(expected)) => assert_eq!(paths, expected.map_paths(), "{value}"),
+                (Ok((paths, data)), Ok(expected)) => {
+                    assert_eq!((paths, data), (expected.map_paths(), Vec::new()), "{value}");
+                }
                 (Err(reason), Err(expected)) => assert!(reason.contains(expected), "{value}: {reason}"),
                 (found, expected) => panic!("{value}: {found:?}, expected {expected:?}"),
             }
         }
+    }
+
+    #[test]
+    fn two_colons_begin_a_layer_of_data() {
+        let merged = |value: &str| lowers(value.as_bytes()).unwrap();
+        let paths = |paths: &[&str]| paths.map_paths();
+        assert_eq!(merged("a::b"), (paths(&["a"]), paths(&["b"])));
+        assert_eq!(merged("a:b::c::d"), (paths(&["a", "b"]), paths(&["c", "d"])));
+        assert_eq!(merged(r"a::b\:c"), (paths(&["a"]), paths(&["b:c"])));
     }
 
     trait MapPaths {

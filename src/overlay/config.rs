@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 pub struct Config {
     /// Read-only layers, the topmost first. At least one, at most [`Config::MAX_LOWERS`].
     pub lowers: Vec<PathBuf>,
+    /// Layers below these whose names do not show, only the data of files that tell where it is (the kernel's data-only
+    /// layers).
+    pub data_lowers: Vec<PathBuf>,
     /// The writable layer and its work directory. Without it the union is read-only (`EROFS`).
     pub upper: Option<Upper>,
     /// In which xattr namespace whiteout, opaque and origin marks are written.
@@ -74,6 +77,21 @@ pub struct Features {
     pub redirect_dir: RedirectDir,
     /// Whether a change of attributes alone copies no data up (the kernel's `metacopy`).
     pub metacopy: bool,
+    /// Whether data that lies elsewhere is compared with its digest.
+    pub verity: Verity,
+}
+
+/// Whether the fs-verity digest of data is compared with the one that the file's attributes came with (the kernel's
+/// `verity`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verity {
+    /// Never.
+    #[default]
+    Off,
+    /// Where there is one.
+    On,
+    /// Always: data without one is an error.
+    Require,
 }
 
 /// What is done about redirects: marks on renamed directories that tell where the lower part lies (the kernel's

@@ -101,6 +101,9 @@ impl Overlay {
         let left = if matches!(data, Data::Later) { self.data_to_leave(node, &stat, layer) } else { None };
         let wanted = if left.is_none() && matches!(data, Data::Later) { Data::All } else { data };
         let (copy, number) = self.build(work, node, &temporary, &stat, layer, wanted)?;
+        if let (Some(left), Some(copy)) = (&left, &copy) {
+            self.set_mark_in_place(At::Fd(copy.as_fd()), Mark::Metacopy, &left.mark())?;
+        }
         let Place::In { parent, name } = node.place() else {
             if left.is_some() {
                 // Removed meanwhile: whoever has it open gets all of it.
@@ -186,7 +189,7 @@ impl Overlay {
         let copy = sys::open(work.fd(), temporary.name(), flags, Mode::from_raw_mode(0o600))?;
         let wanted = match data {
             Data::Later => {
-                self.set_metacopy(&copy, stat)?;
+                sys::truncate(copy.as_fd(), stat.size)?;
                 return Ok((copy, CopyEffort::Cloned));
             }
             Data::All => stat.size,

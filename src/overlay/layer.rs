@@ -39,6 +39,8 @@ pub(super) struct FileSystem {
 pub(super) struct Layers {
     pub upper: Option<Layer>,
     pub lowers: Vec<Layer>,
+    /// Layers below these that hold data only: of files that say where.
+    pub data: Vec<Layer>,
     pub filesystems: Vec<FileSystem>,
 }
 
@@ -47,7 +49,10 @@ impl Layers {
     pub fn get(&self, index: LayerIndex) -> Option<&Layer> {
         match index {
             UPPER => self.upper.as_ref(),
-            _ => self.lowers.get(usize::from(index) - 1),
+            _ => {
+                let position = usize::from(index) - 1;
+                self.lowers.get(position).or_else(|| self.data.get(position.checked_sub(self.lowers.len())?))
+            }
         }
     }
 
@@ -59,6 +64,12 @@ impl Layers {
     /// The lowest layer whose directories are merged.
     pub fn last_merged(&self) -> LayerIndex {
         LayerIndex::try_from(self.lowers.len()).unwrap_or(LayerIndex::MAX)
+    }
+
+    /// The layers that hold data only.
+    pub fn of_data(&self) -> std::ops::RangeInclusive<LayerIndex> {
+        let first = self.last_merged() + 1;
+        first..=self.last_merged() + LayerIndex::try_from(self.data.len()).unwrap_or(0)
     }
 
     /// The file system of a device, if a layer lies on it.

@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::config::Fsync;
+use super::config::{Fsync, Verity};
 use super::copy_up::Data;
 use super::node::{LayerIndex, LayerPath, Node, Place, UPPER};
 use super::redirect::{There, Trail, Way};
@@ -19,17 +19,41 @@ use super::resolve::Found;
 use super::superblock::Overlay;
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, Stat};
+use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, Stat, VerityDigest};
 
 /// Where the data of a file lies whose own object has none.
 #[derive(Debug)]
 pub(super) struct LowerData {
-    pub layer: LayerIndex,
+    /// The layer that has it; none for one of those that hold data only, which is looked for when the data is wanted.
+    pub layer: Option<LayerIndex>,
     pub path: LayerPath,
     /// The space that the data takes, in blocks of 512 bytes.
     pub blocks: u64,
     /// Whether the file there has several names.
     pub linked: bool,
+    /// What the fs-verity digest of the data must be.
+    pub digest: Option<VerityDigest>,
+}
+
+impl LowerData {
+    /// The mark of a file whose data this is.
+    pub fn mark(&self) -> Vec<u8> {
+        let Some(VerityDigest { algorithm, digest }) = &self.digest else { return Vec::new() };
+        let length = u8::try_from(SHORTEST_MARK + digest.len()).unwrap_or(u8::MAX);
+        [&[0, length, 0, *algorithm], digest.as_slice()].concat()
+    }
+}
+
+/// The digest in a mark. `EIO` for a mark that is broken or of a later form.
+fn digest_of(mark: &[u8]) -> Result<Option<VerityDigest>> {
+    match mark {
+        [] => Ok(None),
+        [0, length, 0, algorithm, digest @ ..] if usize::from(*length) == mark.len() => {
+            let digest = VerityDigest { algorithm: *algorithm, digest: digest.to_vec() };
+            Ok(Some(digest).filter(|digest| digest.algorithm != 0))
+        }
+        _ => Err(Errno::EIO),
+    }
 }
 
 /// A mark of another size than this one has, and not empty, is broken.
@@ -50,7 +74,8 @@ impl Overlay {
         if stat.kind() != Kind::File {
             return Ok(false);
         }
-        let expected = self.features.metacopy && layer < self.layers.last_merged();
+        let last = layer == self.layers.last_merged();
+        let expected = !self.layers.data.is_empty() || (self.features.metacopy && !last);
         if !expected && !is_hollow(stat) {
             return Ok(false);
         }
@@ -81,51 +106,100 @@ impl Overlay {
     /// Finds the data of a file that was found in a layer without it. `EIO` if there is none, `EPERM` if it is not to be
     /// looked for.
     pub(super) fn find_data(&self, parent: &Arc<Node>, name: &OsStr, found: &mut Found) -> Result<()> {
-        if !self.features.metacopy {
+        let above = found.layer;
+        let dir = self.dir_fd(parent, above)?;
+        let at = At::Name(dir.as_fd(), name);
+        let digest = match self.features.verity {
+            Verity::Off => None,
+            _ => digest_of(&self.own_mark(at, Mark::Metacopy)?.unwrap_or_default())?,
+        };
+        let way = match self.own_mark(at, Mark::Redirect)? {
+            Some(redirect) => Way::parse(&redirect)?,
+            None => Way::Name(name.to_owned()),
+        };
+        let absolute = matches!(way, Way::Path(_));
+        let mut trail = Trail::new(way);
+        let mut lead = absolute;
+        // To data that no name of the union leads to the way is short, and open to everybody.
+        let data_only = !self.layers.data.is_empty();
+        if self.features.metacopy && (self.follows_redirects() || !absolute) {
+            for layer in above + 1..=self.layers.last_merged() {
+                let Some((base, mut place)) = self.base(parent, &trail.way, layer)? else { continue };
+                place.extend(trail.way.names().iter().cloned());
+                match self.walk(&base, &mut trail)? {
+                    There::Object { stat, metacopy: false, .. } if stat.kind() == Kind::File => {
+                        let (layer, path, linked) = (Some(layer), LayerPath::from(place), stat.nlink > 1);
+                        found.data = Some(Arc::new(LowerData { layer, path, blocks: stat.blocks, linked, digest }));
+                        return Ok(());
+                    }
+                    There::Object { metacopy: false, .. } => {
+                        lead = false;
+                        break;
+                    }
+                    There::Object { .. } => lead = trail.led,
+                    There::Nothing => {}
+                }
+                if trail.stop {
+                    break;
+                }
+            }
+        } else if !(data_only && absolute) {
             log::warn!("a file without data of its own is not followed: mount with metacopy=on");
             return Err(Errno::EPERM);
         }
-        let above = found.layer;
-        let dir = self.dir_fd(parent, above)?;
-        let redirect = self.own_mark(At::Name(dir.as_fd(), name), Mark::Redirect)?;
-        let way = redirect.map_or_else(|| Ok(Way::Name(name.to_owned())), |redirect| self.way(&redirect))?;
-        let mut trail = Trail::new(way);
-        for layer in above + 1..=self.layers.last_merged() {
-            let Some((base, mut place)) = self.base(parent, &trail.way, layer)? else { continue };
-            place.extend(trail.way.names().iter().cloned());
-            match self.walk(&base, &mut trail)? {
-                There::Object { stat, metacopy: false, .. } if stat.kind() == Kind::File => {
-                    let linked = stat.nlink > 1;
-                    let path = LayerPath::from(place);
-                    found.data = Some(Arc::new(LowerData { layer, path, blocks: stat.blocks, linked }));
-                    return Ok(());
-                }
-                There::Object { metacopy: false, .. } => break,
-                There::Object { .. } | There::Nothing => {}
-            }
-            if trail.stop {
-                break;
-            }
+        let Way::Path(path) = trail.way else { return Err(Errno::EIO) };
+        if !data_only || !lead {
+            log::warn!("the data of {} is in no layer", name.to_string_lossy());
+            return Err(Errno::EIO);
         }
-        log::warn!("the data of {} is in no layer", name.to_string_lossy());
-        Err(Errno::EIO)
+        let Stat { size, blksize, .. } = found.stat;
+        let blocks = size.next_multiple_of(u64::from(blksize.max(512))) / 512;
+        found.data = Some(Arc::new(LowerData { layer: None, path: path.into(), blocks, linked: true, digest }));
+        Ok(())
     }
 
-    /// Opens the data of a file, for reading.
+    /// Opens the data of a file, for reading. `EIO` if it is not what its digest says.
     pub(super) fn open_data(&self, data: &LowerData) -> Result<OwnedFd> {
-        let root = &self.layers.get(data.layer).ok_or(Errno::ESTALE)?.root;
-        let (name, dirs) = data.path.split_last().ok_or(Errno::ESTALE)?;
+        let file = match data.layer {
+            Some(layer) => self.open_data_in(layer, &data.path)?,
+            None => {
+                let mut found = Err(Errno::ENOENT);
+                for layer in self.layers.of_data() {
+                    found = self.open_data_in(layer, &data.path);
+                    if !matches!(found, Err(Errno::ENOENT | Errno::ENOTDIR)) {
+                        break;
+                    }
+                }
+                found?
+            }
+        };
+        if sys::stat(At::Fd(file.as_fd()))?.kind() != Kind::File {
+            return Err(Errno::EIO);
+        }
+        match (self.features.verity, &data.digest) {
+            (Verity::Off, _) | (Verity::On, None) => Ok(file),
+            (_, Some(expected)) if sys::verity_digest(file.as_fd())?.as_ref() == Some(expected) => Ok(file),
+            (_, expected) => {
+                let what = if expected.is_some() { "has another digest, or none" } else { "came without a digest" };
+                log::error!("verity: the data at {:?} {what}", data.path);
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    fn open_data_in(&self, layer: LayerIndex, path: &LayerPath) -> Result<OwnedFd> {
+        let root = &self.layers.get(layer).ok_or(Errno::ESTALE)?.root;
+        let (name, dirs) = path.split_last().ok_or(Errno::ESTALE)?;
         let mut inside: Option<OwnedFd> = None;
         for dir in dirs {
             inside = Some(sys::open_dir(inside.as_ref().map_or(root.as_fd(), |fd| fd.as_fd()), dir)?);
         }
         let dir = inside.as_ref().map_or(root.as_fd(), |fd| fd.as_fd());
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = match sys::open(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
-            Err(Errno::EPERM) => sys::open(dir, name, flags, Mode::empty())?,
-            result => result?,
-        };
-        if sys::stat(At::Fd(file.as_fd()))?.kind() == Kind::File { Ok(file) } else { Err(Errno::EIO) }
+        match sys::open(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+            Err(Errno::EPERM) => sys::open(dir, name, flags, Mode::empty()),
+            result => result,
+        }
     }
 
     /// Whether a copy-up of a node can leave its data where it is; then the data's place. A node without a name has no
@@ -135,19 +209,24 @@ impl Overlay {
             return None;
         }
         let (parent, name) = node.named()?;
-        let known = node.state.read().data.clone();
-        known.or_else(|| {
-            let mut place = self.place_in(&parent, layer)?;
-            place.push(OsString::from(&*name));
-            let path = LayerPath::from(place);
-            Some(Arc::new(LowerData { layer, path, blocks: stat.blocks, linked: stat.nlink > 1 }))
-        })
-    }
-
-    /// Marks a new copy as one without data.
-    pub(super) fn set_metacopy(&self, copy: &OwnedFd, stat: &Stat) -> Result<()> {
-        sys::truncate(copy.as_fd(), stat.size)?;
-        self.set_mark(At::Fd(copy.as_fd()), Mark::Metacopy, b"")
+        let known = node.data();
+        let digest = match self.features.verity {
+            Verity::Off => None,
+            // The digest of the data itself, which is compared on the way if it came with one.
+            _ => self.open_reader(node).and_then(|file| sys::verity_digest(file.as_fd())).ok()?,
+        };
+        if digest.is_none() && self.features.verity == Verity::Require {
+            return None;
+        }
+        let linked = stat.nlink > 1;
+        Some(Arc::new(match known {
+            Some(known) => LowerData { path: known.path.clone(), digest, ..*known },
+            None => {
+                let mut place = self.place_in(&parent, layer)?;
+                place.push(OsString::from(&*name));
+                LowerData { layer: Some(layer), path: place.into(), blocks: stat.blocks, linked, digest }
+            }
+        }))
     }
 
     /// Whether an upper file has its data still in a lower.

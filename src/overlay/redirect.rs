@@ -97,11 +97,13 @@ pub(super) struct Trail {
     /// Whether layers further below are not asked: a whiteout, an opaque directory or an object that is no directory
     /// was on the way.
     pub stop: bool,
+    /// Whether the file without data that was met last told an absolute way to it.
+    pub led: bool,
 }
 
 impl Trail {
     pub fn new(way: Way) -> Trail {
-        Trail { way, stop: false }
+        Trail { way, stop: false, led: false }
     }
 
     /// The object under the name that has so many names left from it on is redirected. What is left counts from the end,
@@ -215,8 +217,11 @@ impl Overlay {
             if !stat.is_dir() {
                 let metacopy = last && stat.kind() == Kind::File && self.has_metacopy(object)?;
                 trail.stop = !metacopy;
+                trail.led = false;
                 if metacopy && let Some(redirect) = self.own_mark(object, Mark::Redirect)? {
-                    trail.turn(names.len() - at, self.way(&redirect)?);
+                    let redirect = self.way(&redirect)?;
+                    trail.led = matches!(redirect, Way::Path(_));
+                    trail.turn(names.len() - at, redirect);
                 }
                 let marks = DirMarks::default();
                 return Ok(if last { There::Object { stat, marks, dir: None, metacopy } } else { There::Nothing });

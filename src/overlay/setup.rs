@@ -43,15 +43,17 @@ impl Overlay {
         if config.lowers.is_empty() {
             return Err(SetupError::option("lowerdir", "missing: a union needs at least one lower layer"));
         }
-        if config.lowers.len() > Config::MAX_LOWERS {
-            let reason =
-                format!("{} layers are more than the {} that can be stacked", config.lowers.len(), Config::MAX_LOWERS);
+        let count = config.lowers.len() + config.data_lowers.len();
+        if count > Config::MAX_LOWERS {
+            let reason = format!("{count} layers are more than the {} that can be stacked", Config::MAX_LOWERS);
             return Err(SetupError::option("lowerdir", reason));
         }
         let mut filesystems = Vec::new();
         let upper = config.upper.as_ref().map(|upper| open_upper(upper, &mut filesystems)).transpose()?;
         let lowers =
             config.lowers.iter().map(|path| open_lower(path, &mut filesystems)).collect::<Setup<Vec<Layer>>>()?;
+        let data =
+            config.data_lowers.iter().map(|path| open_lower(path, &mut filesystems)).collect::<Setup<Vec<Layer>>>()?;
         let limit = sys::process::raise_descriptor_limit().map_or(1024, |limit| limit.unwrap_or(1 << 20));
         let limit = usize::try_from(limit).unwrap_or(1024);
         let writable = match (upper, &config.upper) {
@@ -74,7 +76,7 @@ impl Overlay {
         if features != config.features && config.features != Features::default() {
             log::warn!("upperdir: no extended attributes, falling back to redirect_dir=nofollow,metacopy=off");
         }
-        let mut layers = Layers { upper, lowers, filesystems };
+        let mut layers = Layers { upper, lowers, data, filesystems };
         let overriding = find_sources(config, &mut layers, work.as_ref())?;
         let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;

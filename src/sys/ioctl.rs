@@ -26,6 +26,39 @@ pub fn file_attr_ioctl(fd: BorrowedFd<'_>, command: u32, data: &mut [u8; 32]) ->
     if r < 0 { Err(Errno::from(std::io::Error::last_os_error())) } else { Ok(()) }
 }
 
+/// What fs-verity says of a file: the number of the hash algorithm and the digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerityDigest {
+    /// `FS_VERITY_HASH_ALG_*`.
+    pub algorithm: u8,
+    /// As long as the algorithm has it.
+    pub digest: Vec<u8>,
+}
+
+/// The fs-verity digest of a file; `None` if it has none or the file system knows none.
+pub fn verity_digest(fd: BorrowedFd<'_>) -> Result<Option<VerityDigest>> {
+    #[repr(C)]
+    struct Raw {
+        algorithm: u16,
+        size: u16,
+        digest: [u8; 64],
+    }
+    // _IOWR('f', 134, struct fsverity_digest)
+    const FS_IOC_MEASURE_VERITY: libc::c_ulong = 0xc004_6686;
+    gate("ioctl")?;
+    let mut raw = Raw { algorithm: 0, size: 64, digest: [0; 64] };
+    // SAFETY: the ioctl writes at most the `size` bytes of digest that `raw` announces and has.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_MEASURE_VERITY, &raw mut raw) };
+    if r < 0 {
+        return match Errno::from(std::io::Error::last_os_error()) {
+            Errno::ENODATA | Errno::ENOTTY | Errno::ENOTSUP => Ok(None),
+            errno => Err(errno),
+        };
+    }
+    let digest = raw.digest.get(..usize::from(raw.size)).ok_or(Errno::EIO)?.to_vec();
+    Ok(Some(VerityDigest { algorithm: u8::try_from(raw.algorithm).map_err(|_| Errno::EIO)?, digest }))
+}
+
 /// Makes `new`, a fresh descriptor of `/dev/fuse`, one more queue of the connection of `device` (`FUSE_DEV_IOC_CLONE`).
 pub fn clone_fuse_device(new: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<()> {
     // _IOR(229, 0, uint32_t)

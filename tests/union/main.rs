@@ -12,6 +12,7 @@ mod cases;
 mod concurrency;
 mod copy_up;
 mod create;
+mod data_only;
 mod escape;
 #[cfg(debug_assertions)]
 mod faults;

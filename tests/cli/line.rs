@@ -48,8 +48,8 @@ fn a_refusal_is_one_line_that_names_the_option_and_status_1() {
             "redirect_dir=maybe: must be on or follow or nofollow or off",
         ),
         (
-            &["-o", "lowerdir=l,metacopy=on,redirect_dir=off", merged],
-            "conflicting options: metacopy=on,redirect_dir=off",
+            &["-o", "lowerdir=l,metacopy=on,redirect_dir=nofollow", merged],
+            "conflicting options: metacopy=on,redirect_dir=nofollow",
         ),
         (&["-o", "lowerdir=l,uidmapping=0:1", merged], "uidmapping=0:1: must be triples DISK:SHOWN:COUNT"),
         (&["-o", "lowerdir=l,threads=many", merged], "threads=many: must be a number from 1 to 1024"),

@@ -103,6 +103,8 @@ const WRITE_CACHE: u32 = 1;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 const FSYNC_DATA_ONLY: u32 = 1;
 const SETXATTR_ACL_KILL_SGID: u32 = 1;
+/// More than any kernel asks for at once.
+const MAX_READ: usize = 1 << 26;
 const OPEN_KEEP_CACHE: u32 = 1 << 1;
 
 impl Adapter {
@@ -226,7 +228,7 @@ impl Adapter {
                 self.overlay.mkdir(&caller(header, umask), parent, body.name()?, mode)?
             }
             opcode::SYMLINK => {
-                let (name, target) = (body.name()?, body.name()?);
+                let (name, target) = (body.name()?, body.text()?);
                 self.overlay.symlink(&caller(header, 0), parent, name, target)?
             }
             opcode::LINK => {
@@ -302,6 +304,9 @@ impl Adapter {
 
     fn read(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
         let (_handle, offset, size) = (body.u64()?, body.u64()?, body.u32()? as usize);
+        if size > MAX_READ {
+            return Err(Errno::EINVAL);
+        }
         if buffers.data.len() < size {
             buffers.data.resize(size, 0);
         }
@@ -384,7 +389,7 @@ impl Adapter {
             opcode::SETXATTR => {
                 let (size, flags) = (body.u32()? as usize, body.u32()?.cast_signed());
                 let extra = if self.long_setxattr { (body.u32()?, body.u32()?).0 } else { 0 };
-                let name = self.offered(body.name()?)?;
+                let name = self.offered(body.text()?)?;
                 self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
                 if extra & SETXATTR_ACL_KILL_SGID != 0 && name == sys::ACL_ACCESS {
                     self.overlay.clear_sgid(node)?;
@@ -392,14 +397,14 @@ impl Adapter {
                 return Ok(Answer::Out);
             }
             opcode::REMOVEXATTR => {
-                self.overlay.removexattr(node, self.offered(body.name()?)?)?;
+                self.overlay.removexattr(node, self.offered(body.text()?)?)?;
                 return Ok(Answer::Out);
             }
             _ => {}
         }
         let (size, _padding) = (body.u32()? as usize, body.u32()?);
         let value = match header.opcode {
-            opcode::GETXATTR => self.overlay.getxattr(node, self.offered(body.name()?)?)?,
+            opcode::GETXATTR => self.overlay.getxattr(node, self.offered(body.text()?)?)?,
             _ => self.offered_names(self.overlay.listxattr(&caller(header, 0), node)?),
         };
         if size == 0 {

@@ -156,8 +156,18 @@ impl<'a> Reader<'a> {
         Ok(u64::from_ne_bytes(self.take()?))
     }
 
-    /// The next bytes up to a NUL, which is taken, too.
+    /// The next name of an object in a directory. The kernel sends no other; it would lead out of the directory.
     pub fn name(&mut self) -> Result<&'a OsStr> {
+        match self.text()? {
+            name if matches!(name.as_bytes(), b"" | b"." | b"..") || name.as_bytes().contains(&b'/') => {
+                Err(Errno::EINVAL)
+            }
+            name => Ok(name),
+        }
+    }
+
+    /// The next bytes up to a NUL, which is taken, too.
+    pub fn text(&mut self) -> Result<&'a OsStr> {
         let end = self.0.iter().position(|byte| *byte == 0).ok_or(Errno::EIO)?;
         let (name, rest) = self.0.split_at_checked(end).ok_or(Errno::EIO)?;
         self.0 = rest.get(1..).unwrap_or_default();

@@ -235,7 +235,7 @@ impl Union {
         let Some(daemon) = self.daemon else { return Ok(()) };
         match eventually(Duration::from_secs(10), || !runs(daemon)) {
             true => Ok(()),
-            false => Err("the daemon stayed after its mount had gone".to_owned()),
+            false => Err(format!("the daemon stayed after its mount had gone:\n{}", threads_of(daemon))),
         }
     }
 }
@@ -247,6 +247,22 @@ impl Drop for Union {
             assert!(left.is_ok() || std::thread::panicking(), "{left:?}");
         }
     }
+}
+
+/// What each thread of a process is doing, and where, as far as this machine can tell.
+fn threads_of(pid: u32) -> String {
+    let mut report = String::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let file =
+            |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default().trim().replace('\n', " < ");
+        let line = [file("comm"), file("wchan"), file("syscall"), file("stack")].join(" | ");
+        report.push_str(&format!("{line}\n"));
+    }
+    let debugger = ["-p", &pid.to_string(), "-batch", "-ex", "thread apply all bt"];
+    if let Ok(output) = Command::new("gdb").args(debugger).output() {
+        report.push_str(&text(&output));
+    }
+    report
 }
 
 fn unmount_command(target: &Path) -> Command {

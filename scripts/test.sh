@@ -32,6 +32,7 @@ need fuse-overlayfs fuse-overlayfs
 need dpkg-deb dpkg
 need script bsdutils
 need bwrap bubblewrap
+need git git
 need newuidmap uidmap
 need ip iproute2
 need busybox busybox-static

@@ -77,7 +77,7 @@ mod tests {
 
     fn layers(devs: &[u64]) -> Layers {
         let filesystems = devs.iter().map(|dev| FileSystem { dev: *dev, magic: 0, uuid: [0; 16] }).collect();
-        Layers { upper: None, lowers: Vec::new(), data: Vec::new(), filesystems }
+        Layers { upper: None, lowers: Vec::new(), data: Vec::new(), filesystems, roots: Vec::new() }
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! Every layer is opened before the union is mounted and reached through that descriptor alone from then on, so the
 //! mount point may be a layer or lie above one.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::node::{LayerIndex, UPPER};
 use super::override_stat::Source;
+use crate::errno::Result;
+use crate::sys::{self, At, Stat};
 
 /// One opened layer.
 #[derive(Debug)]
@@ -42,9 +44,26 @@ pub(super) struct Layers {
     /// Layers below these that hold data only: of files that say where.
     pub data: Vec<Layer>,
     pub filesystems: Vec<FileSystem>,
+    /// The roots of all layers and the work directory, in order: see [`Layers::is_root`].
+    pub roots: Vec<(u64, u64)>,
 }
 
 impl Layers {
+    /// Notes which directories are the roots of layers.
+    pub fn find_roots(&mut self, work: Option<BorrowedFd<'_>>) -> Result<()> {
+        let layers = self.upper.iter().chain(&self.lowers).chain(&self.data).map(|layer| layer.root.as_fd());
+        let roots = layers.chain(work).map(|root| sys::stat(At::Fd(root)).map(|stat| (stat.dev, stat.ino)));
+        self.roots = roots.collect::<Result<_>>()?;
+        self.roots.sort_unstable();
+        Ok(())
+    }
+
+    /// Whether a directory that was found under a name is the root of a layer: layers lie within each other. It would be
+    /// reached in two ways, and what is done on one of them would not be seen on the other (the kernel: `ELOOP`, too).
+    pub fn is_root(&self, stat: &Stat) -> bool {
+        self.roots.binary_search(&(stat.dev, stat.ino)).is_ok()
+    }
+
     /// A layer by its position; `None` for the upper of a union without one.
     pub fn get(&self, index: LayerIndex) -> Option<&Layer> {
         match index {

@@ -162,6 +162,10 @@ impl Overlay {
             log::info!("{}: something is mounted on {}", self.layers.describe(layer), name.display());
             return Err(Errno::EXDEV);
         }
+        if stat.is_dir() && self.layers.is_root(&stat) {
+            log::info!("{}: {} is the root of another layer", self.layers.describe(layer), name.display());
+            return Err(Errno::ELOOP);
+        }
         if self.is_whiteout(at, &stat, lower.xwhiteouts)? {
             return Ok(Step::Hidden);
         }

@@ -76,7 +76,8 @@ impl Overlay {
         if features != config.features && config.features != Features::default() {
             log::warn!("upperdir: no extended attributes, falling back to redirect_dir=nofollow,metacopy=off");
         }
-        let mut layers = Layers { upper, lowers, data, filesystems };
+        let mut layers = Layers { upper, lowers, data, filesystems, roots: Vec::new() };
+        layers.find_roots(work.as_ref().map(WorkDir::fd)).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let overriding = find_sources(config, &mut layers, work.as_ref())?;
         let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;

@@ -14,6 +14,7 @@ mod arena;
 mod build;
 mod calls;
 mod images;
+mod inside;
 mod manners;
 mod masked;
 mod run;

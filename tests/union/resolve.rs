@@ -298,3 +298,23 @@ fn no_upper_means_no_changes() {
     assert_eq!(u.truncate("f", 0).err(), rofs);
     u.shows("d/\n f = 1\n g = 2");
 }
+
+#[test]
+fn a_layer_that_lies_within_another_is_not_entered_from_there() {
+    let mut layers = Layers::of(&["in/f = 1\n in/below/g = 1\n other = 2"]);
+    layers.config.lowers = vec![layers.lower(1, "in"), layers.root().to_owned()];
+    let u = layers.open();
+    let mut names = Vec::new();
+    let mut each = |entry: &plyfs::overlay::Dirent<'_>| {
+        names.push(entry.name.to_owned());
+        plyfs::overlay::Room::Taken
+    };
+    u.overlay.readdir(u.overlay.root(), 0, &mut each).unwrap();
+    assert!(names.iter().any(|name| name == "upper"), "it is listed, as in the kernel");
+    for name in ["l1/in", "l1/in/below", "upper", "work/work"] {
+        assert_eq!(u.stat(name).err(), Some(Errno::ELOOP), "{name}");
+    }
+    u.write("below/g", 0, "2").unwrap();
+    assert_eq!(u.read("below/g"), Ok("2".to_owned()));
+    assert_eq!(u.read("l1/other"), Ok("2".to_owned()));
+}

@@ -11,6 +11,7 @@ pub struct Asked {
     redirect_dir: Option<RedirectDir>,
     metacopy: Option<bool>,
     verity: Verity,
+    index: Option<bool>,
 }
 
 /// The features of a mount, and what the caller should be told about them.
@@ -42,6 +43,7 @@ impl Asked {
         match key {
             "redirect_dir" => self.redirect_dir = Some(choice(option, value, REDIRECT_DIR)?),
             "metacopy" => self.metacopy = Some(choice(option, value, SWITCH)?),
+            "index" => self.index = Some(choice(option, value, SWITCH)?),
             "verity" => self.verity = choice(option, value, VERITY)?,
             _ => return Ok(false),
         }
@@ -53,7 +55,11 @@ impl Asked {
     /// # Errors
     /// The first two that cannot be had together, in the kernel's words.
     pub fn resolve(self, upper: bool) -> Result<Resolved, SetupError> {
-        let notices = Vec::new();
+        let mut notices = Vec::new();
+        if !upper && self.index == Some(true) {
+            notices.push("option \"index=on\" is useless in a non-upper mount, ignore".to_owned());
+        }
+        let index = upper && self.index.unwrap_or_default();
         let mut redirect_dir = self.redirect_dir.unwrap_or_default();
         let metacopy = self.metacopy.unwrap_or_default();
         if !upper && matches!(redirect_dir, RedirectDir::Follow | RedirectDir::Off) && metacopy {
@@ -66,7 +72,7 @@ impl Asked {
             }
             redirect_dir = RedirectDir::On;
         }
-        Ok(Resolved { features: Features { redirect_dir, metacopy, verity: self.verity }, notices })
+        Ok(Resolved { features: Features { redirect_dir, metacopy, index, verity: self.verity }, notices })
     }
 }
 
@@ -110,6 +116,8 @@ mod tests {
             assert_eq!(resolve(false, &format!("metacopy=on,redirect_dir={mode}")), Ok(metacopy), "{mode}");
         }
         assert!(resolve(false, "metacopy=on,redirect_dir=nofollow").is_err());
+        assert_eq!(resolve(true, "index=on"), Ok(Features { index: true, ..off }));
+        assert_eq!(resolve(false, "index=on"), Ok(off));
         assert_eq!(resolve(true, "verity=yes"), Err("verity=yes: must be on or require or off".to_owned()));
     }
 }

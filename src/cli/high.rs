@@ -250,7 +250,10 @@ impl Reading {
     fn not_yet(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<(), SetupError> {
         let no = "not supported yet";
         let (harmless, refused): (&[&str], &[&str]) = match key {
-            "index" | "nfs_export" => (&["off"], &["on"]),
+            "nfs_export" if value == b"on" => {
+                return Err(refusal(option, "not supported: the handles of a FUSE mount end with it"));
+            }
+            "nfs_export" => (&["off"], &["on"]),
             "uuid" => (&["auto", "null", "off", "on"], &[]),
             _ => {
                 self.unknown.push(option.typed.clone());
@@ -406,8 +409,7 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         let table = [
             ("redirect_dir=maybe", "redirect_dir=maybe: must be on or follow or nofollow or off"),
-            ("index=on", "index=on: not supported yet"),
-            ("nfs_export=on", "nfs_export=on: not supported yet"),
+            ("nfs_export=on", "nfs_export=on: not supported: the handles of a FUSE mount end with it"),
             ("uidmapping=:0:1000", "uidmapping=:0:1000: must be triples DISK:SHOWN:COUNT"),
             ("squash_to_uid=x", "squash_to_uid=x: must be a number from 0 to 4294967294"),
             ("xattr_permissions=3", "xattr_permissions=3: must be 0 or 1 or 2"),

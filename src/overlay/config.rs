@@ -77,6 +77,8 @@ pub struct Features {
     pub redirect_dir: RedirectDir,
     /// Whether a change of attributes alone copies no data up (the kernel's `metacopy`).
     pub metacopy: bool,
+    /// Whether hard links of a lower stay one file over copy-up (the kernel's `index`).
+    pub index: bool,
     /// Whether data that lies elsewhere is compared with its digest.
     pub verity: Verity,
 }

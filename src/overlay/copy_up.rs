@@ -45,7 +45,7 @@ pub(super) enum Cut {
 }
 
 /// Whether a copy found its place.
-enum Published {
+pub(super) enum Published {
     Yes,
     /// The node was renamed or removed meanwhile: try again.
     Moved,
@@ -98,6 +98,7 @@ impl Overlay {
             stat.mode = caller.without_privileges(&self.shown(node, stat));
         }
         let temporary = work.temporary();
+        let indexed = layer != UPPER && self.is_indexed(&stat);
         let left = if matches!(data, Data::Later) { self.data_to_leave(node, &stat, layer) } else { None };
         let wanted = if left.is_none() && matches!(data, Data::Later) { Data::All } else { data };
         let (copy, number) = self.build(work, node, &temporary, &stat, layer, wanted)?;
@@ -111,6 +112,9 @@ impl Overlay {
             }
             return self.adopt_nameless(node, &temporary, copy);
         };
+        if indexed && self.own_mark(temporary.at(), Mark::Origin)?.is_some_and(|origin| !origin.is_empty()) {
+            return self.publish_in_index(node, temporary, &stat, left);
+        }
         if !parent.in_upper() {
             // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
@@ -234,7 +238,7 @@ impl Overlay {
 
     /// Whether a copy stays recognisable as one: not one of several links of a lower file, which part on copy-up.
     fn keeps_origin(&self, node: &Node, stat: &Stat) -> bool {
-        node.kind == Kind::Dir || stat.nlink == 1
+        node.kind == Kind::Dir || stat.nlink == 1 || self.is_indexed(stat)
     }
 
     /// Marks a copy with where it came from. Says whether its number will be found again by that.

@@ -75,6 +75,9 @@ impl Overlay {
     fn open_real(&self, state: &State, flags: OFlags) -> Result<OwnedFd> {
         // A fifo would wait for its other end.
         let flags = flags | OFlags::NONBLOCK;
+        if let (Some(entry), Some(index)) = (&state.index, &self.index) {
+            return sys::open(index.dir.as_fd(), entry, flags, Mode::empty());
+        }
         match &state.place {
             Place::In { parent, name } => {
                 let dir = self.dir_fd(parent, state.layer)?;

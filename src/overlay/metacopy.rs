@@ -158,6 +158,35 @@ impl Overlay {
         Ok(())
     }
 
+    /// Where the data of an index entry lies that has attributes only: with the lower file by which it was found.
+    pub(super) fn data_of_indexed(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        indexed: &Found,
+        lower: Stat,
+        layer: LayerIndex,
+    ) -> Result<Option<Arc<LowerData>>> {
+        let (Some(index), Some(entry)) = (&self.index, &indexed.index) else { return Ok(None) };
+        if !self.lacks_data(index.at(entry), &indexed.stat, UPPER)? {
+            return Ok(None);
+        }
+        if !self.features.metacopy {
+            return Err(Errno::EPERM);
+        }
+        let dir = self.dir_fd(parent, layer)?;
+        if self.lacks_data(At::Name(dir.as_fd(), name), &lower, layer)? {
+            let mut found = Found::new(lower, layer);
+            self.find_data(parent, name, &mut found)?;
+            return Ok(found.data);
+        }
+        let mut place = self.place_in(parent, layer).ok_or(Errno::ESTALE)?;
+        place.push(name.to_owned());
+        let data =
+            LowerData { layer: Some(layer), path: place.into(), blocks: lower.blocks, linked: true, digest: None };
+        Ok(Some(Arc::new(data)))
+    }
+
     /// Opens the data of a file, for reading. `EIO` if it is not what its digest says.
     pub(super) fn open_data(&self, data: &LowerData) -> Result<OwnedFd> {
         let file = match data.layer {
@@ -298,6 +327,9 @@ impl Overlay {
     pub(super) fn open_upper(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
         let flags = flags | OFlags::NONBLOCK;
         let state = node.state.read();
+        if let (Some(entry), Some(index)) = (&state.index, &self.index) {
+            return sys::open(index.dir.as_fd(), entry, flags, Mode::empty());
+        }
         match &state.place {
             Place::In { parent, name } => {
                 let dir = self.dir_fd(parent, UPPER)?;

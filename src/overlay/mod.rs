@@ -13,6 +13,7 @@ mod counts;
 mod create;
 mod file;
 mod idmap;
+mod index;
 mod ino;
 mod layer;
 mod metacopy;

@@ -65,6 +65,8 @@ pub(super) struct State {
     pub real: RealId,
     /// Where its data lies, if the real object has attributes only.
     pub data: Option<Arc<LowerData>>,
+    /// Its entry in the index, if it is reached by that: not every name of it is one in the upper.
+    pub index: Option<Arc<OsStr>>,
     /// Descriptors that must stay open as long as the kernel knows the node.
     pub pins: Pins,
 }
@@ -177,7 +179,7 @@ impl Node {
             kind,
             ino: AtomicU64::new(ino),
             copying: Mutex::new(()),
-            state: RwLock::new(State { place, layer, real, data: None, pins: Pins::default() }),
+            state: RwLock::new(State { place, layer, real, data: None, index: None, pins: Pins::default() }),
             own_change: OwnChange::default(),
             xattrs: XattrsKnown::default(),
             remembered: Mutex::new(Remembered::new(real)),

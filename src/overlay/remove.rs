@@ -12,18 +12,20 @@ use super::resolve::{Found, From};
 use super::superblock::{Caller, Overlay};
 use super::table::Key;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, RenameFlags};
+use crate::sys::{self, AsFd, At, RenameFlags};
 
 impl Overlay {
     /// Removes a name that is not a directory. `ENOENT`, `EISDIR`.
     pub fn unlink(&self, _caller: &Caller, parent: NodeId, name: &OsStr) -> Result<()> {
         let parent = self.node(parent)?;
         self.copy_up(&parent)?;
+        self.count_before_removal(&parent, name)?;
         let _names = self.names(&parent)?.write();
-        let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
+        let mut found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
         if found.stat.is_dir() {
             return Err(Errno::EISDIR);
         }
+        self.link_up(&parent, name, &mut found)?;
         let node = self.known(&parent, name, &found);
         let lower = self.must_hide(&parent, name, &found)?;
         self.take_away(&parent, name, &found, node.as_ref(), lower)
@@ -126,6 +128,7 @@ impl Overlay {
         lower: bool,
     ) -> Result<()> {
         let dir = self.dir_fd(parent, UPPER)?;
+        let object = self.object_to_count(dir.as_fd(), name, found.layer)?;
         let mut state = node.map(|node| node.state.write());
         if let (Some(node), Some(state)) = (node, &mut state)
             && state.place.is(parent, name)
@@ -144,6 +147,9 @@ impl Overlay {
         } else {
             sys::unlink(dir.as_fd(), name)?;
         }
+        if let Some(object) = object {
+            self.name_removed(At::Fd(object.as_fd()))?;
+        }
         self.note_removed(parent, name);
         self.listings.forget(parent.id);
         if let (Some(node), Some(mut state)) = (node, state)
@@ -157,7 +163,7 @@ impl Overlay {
     /// The node of what was found under a name, if the kernel remembers it.
     pub(super) fn known(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Option<Arc<Node>> {
         let by_real = self.table.find(&Key::Real(super::node::RealId::of(&found.stat)));
-        if found.layer != UPPER && found.stat.nlink > 1 && found.stat.kind() != Kind::Dir {
+        if self.is_broken_link(found) {
             return self.table.find(&Key::Name(parent.id, Arc::from(name)));
         }
         by_real

@@ -78,6 +78,7 @@ impl Overlay {
         }
         self.copy_up(&old_parent)?;
         self.copy_up(&new_parent)?;
+        self.count_before_removal(&new_parent, to.1)?;
         let mut entered = Vec::new();
         let result = loop {
             match self.try_rename(&old_parent, from.1, &new_parent, to.1, how, &mut entered) {
@@ -335,7 +336,14 @@ impl Overlay {
             }
             states.push((node.id, state));
         }
+        let object = match replaced {
+            Some(replaced) if replaced.kind != Kind::Dir => self.object_to_count(new.dir.as_fd(), &new.name, UPPER)?,
+            _ => None,
+        };
         on_disk()?;
+        if let Some(object) = object {
+            self.name_removed(At::Fd(object.as_fd()))?;
+        }
         for (id, state) in &mut states {
             if *id == moving.id {
                 if state.place.is(&old.parent, &old.name) {
@@ -404,7 +412,8 @@ impl Overlay {
         // Of a name that shows nothing nothing needs to be hidden.
         let mut lower = false;
         let node = match self.resolve(parent, name, From::Top)? {
-            Some(found) => {
+            Some(mut found) => {
+                self.link_up(parent, name, &mut found)?;
                 lower = self.must_hide(parent, name, &found)?;
                 let layer = found.layer;
                 let entry = self.enter(parent, name, found)?;

@@ -19,7 +19,7 @@ use super::table::{Interned, Key};
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
 use super::xattr::{DirMarks, Mark, Opacity};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Stat};
+use crate::sys::{self, AsFd, At, Stat};
 
 /// What the union has under a name.
 #[derive(Debug)]
@@ -33,7 +33,9 @@ pub(super) struct Found {
     /// Directories that were opened on the way.
     pub fds: SmallVec<[(LayerIndex, OwnedFd); 2]>,
     /// The union's inode number of the file that this one was copied up from.
-    origin: Option<u64>,
+    pub origin: Option<u64>,
+    /// The entry of the index by which it was found.
+    pub index: Option<Arc<OsStr>>,
     /// Where the data lies, if the object has none.
     pub data: Option<Arc<LowerData>>,
 }
@@ -172,7 +174,19 @@ impl Overlay {
         self.overrule(at, layer, &mut stat)?;
         if !stat.is_dir() {
             // Below a directory, what is no directory does not show and hides what is below it in turn.
+            if found.is_none()
+                && layer != UPPER
+                && let Some(mut indexed) = self.find_in_index(at, &stat, layer)?
+            {
+                indexed.data = self.data_of_indexed(parent, name, &indexed, stat, layer)?;
+                *found = Some(indexed);
+                return Ok(Step::Object(Ends::Yes));
+            }
             if found.is_none() {
+                let mut stat = stat;
+                if layer == UPPER && stat.nlink > 1 {
+                    self.count_names(at, &mut stat, None)?;
+                }
                 *found = Some(Found::new(stat, layer));
                 if self.lacks_data(at, &stat, layer)? {
                     return Ok(Step::Hollow);
@@ -262,7 +276,7 @@ impl Overlay {
     /// Adds what only an upper file needs: the number of the file that it was copied up from.
     fn finish(&self, parent: &Arc<Node>, name: &OsStr, found: Option<Found>) -> Result<Option<Found>> {
         let Some(mut found) = found else { return Ok(None) };
-        if found.layer == UPPER && !found.stat.is_dir() && self.is_impure(parent)? {
+        if found.layer == UPPER && !found.stat.is_dir() && found.index.is_none() && self.is_impure(parent)? {
             let dir = self.dir_fd(parent, UPPER)?;
             if let Some(mark) = self.mark(At::Name(dir.as_fd(), name), Mark::Origin)? {
                 found.origin = self.origin_number(&mark);
@@ -352,7 +366,7 @@ impl Overlay {
         let kind = found.stat.kind();
         let real = RealId::of(&found.stat);
         let name: Arc<OsStr> = Arc::from(name);
-        let broken_link = found.layer != UPPER && kind != Kind::Dir && found.stat.nlink > 1;
+        let broken_link = self.is_broken_link(&found);
         let key = if broken_link { Key::Name(parent.id, name.clone()) } else { Key::Real(real) };
         let number = self.number(&found);
         let place = || Place::In { parent: parent.clone(), name: name.clone() };
@@ -363,6 +377,7 @@ impl Overlay {
             |id| {
                 let mut node = Node::new(id, kind, number, place(), found.layer, real);
                 node.state.get_mut().data = found.data.clone();
+                node.state.get_mut().index = found.index.clone();
                 node
             },
         );
@@ -399,6 +414,11 @@ impl Overlay {
         if self.is_watched(node) { Ok((self.attr(node)?, Lasting::Both)) } else { Ok((shown, Lasting::Name)) }
     }
 
+    /// Whether a name is a file of its own because its copy will be: one of several of a lower file.
+    pub(super) fn is_broken_link(&self, found: &Found) -> bool {
+        found.layer != UPPER && !found.stat.is_dir() && found.stat.nlink > 1 && !self.is_indexed(&found.stat)
+    }
+
     /// A file with several links can change under a name that is not watched.
     pub(super) fn lasting_attributes(&self, stat: &Stat) -> Lasting {
         if stat.nlink > 1 { Lasting::Name } else { Lasting::Both }
@@ -420,6 +440,9 @@ impl Overlay {
             if found.data.is_none() || !(same && found.layer == UPPER) {
                 // An upper file that has got its data does not lose it again, whatever was read before.
                 state.data = found.data.clone();
+            }
+            if found.index.is_some() || !same {
+                state.index = found.index.clone();
             }
             if !same {
                 self.readers.remove(&node.id);
@@ -448,7 +471,7 @@ impl Overlay {
 
 impl Found {
     pub fn new(stat: Stat, layer: LayerIndex) -> Found {
-        Found { stat, layer, lowers: SmallVec::new(), fds: SmallVec::new(), origin: None, data: None }
+        Found { stat, layer, lowers: SmallVec::new(), fds: SmallVec::new(), origin: None, index: None, data: None }
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 use super::cache::FdCache;
 use super::config::{Config, Features, RedirectDir, SetupError, Upper, Whiteouts, XattrNamespace};
 use super::idmap::Ids;
+use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
@@ -64,11 +65,13 @@ impl Overlay {
             _ => None,
         };
         let mut features = config.features;
+        let mut index = None;
         let (upper, work, namespace, device_whiteouts) = match writable {
             Some((layer, w)) => {
                 if !w.keeps_marks {
                     features = Features { redirect_dir: RedirectDir::NoFollow, ..Features::default() };
                 }
+                index = w.index;
                 (Some(layer), Some(w.work), w.namespace, w.device_whiteouts)
             }
             None => (None, None, default_namespace(config.xattrs), true),
@@ -92,6 +95,7 @@ impl Overlay {
             fsync: config.fsync,
             ids: Ids::new(&config.ids),
             features,
+            index,
             overriding,
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             dirs: FdCache::new((limit / 4).clamp(16, 4096)),
@@ -107,6 +111,13 @@ impl Overlay {
             watcher: std::sync::OnceLock::new(),
         };
         overlay.merge_root().map_err(|errno| SetupError::option("lowerdir", errno))?;
+        overlay.verify_origin().map_err(|errno| match (errno, &config.upper) {
+            (Errno::ESTALE, Some(upper)) => {
+                SetupError::path("upperdir", &upper.dir, "was used with index=on over another lowerdir")
+            }
+            _ => SetupError::option("index=on", errno),
+        })?;
+        overlay.clean_index().map_err(|errno| SetupError::option("index=on", errno))?;
         Ok(overlay)
     }
 
@@ -337,6 +348,7 @@ fn unescape_octal(field: &[u8]) -> Vec<u8> {
 /// What a writable union has that a read-only one has not.
 struct Writable {
     work: WorkDir,
+    index: Option<Index>,
     namespace: Namespace,
     /// Whether marks can be written at all.
     keeps_marks: bool,
@@ -393,7 +405,12 @@ impl Writable {
             }
             log::info!("{}: deletions are written as .wh. names", upper.path.display());
         }
-        Ok(Writable { work, namespace, keeps_marks, device_whiteouts })
+        let index = if config.features.index && keeps_marks {
+            Some(open_index(work_root, &work).map_err(|errno| fail(&errno))?)
+        } else {
+            None
+        };
+        Ok(Writable { work, index, namespace, keeps_marks, device_whiteouts })
     }
 
     /// The namespace in which marks can be written, found out by writing one; `None` if the file system holds none.
@@ -430,6 +447,17 @@ impl Writable {
 /// Whether an attribute is found where directories' marks are looked for.
 fn is_listed(at: At<'_>, name: &str) -> bool {
     sys::list_xattr(at).is_ok_and(|list| list.split(|byte| *byte == 0).any(|one| one == name.as_bytes()))
+}
+
+/// Opens `WORKDIR/index`, and makes it if it is not there. Where files have no handles nothing could be named in it.
+fn open_index(work_root: &OwnedFd, work: &WorkDir) -> crate::errno::Result<Index> {
+    let name = OsStr::new("index");
+    sys::file_handle(At::Fd(work.fd()))?;
+    match sys::mkdir(work_root.as_fd(), name, 0o700) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    Ok(Index { dir: sys::open_dir(work_root.as_fd(), name)? })
 }
 
 #[cfg(test)]

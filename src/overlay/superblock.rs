@@ -13,6 +13,7 @@ use super::cache::FdCache;
 use super::config::{Features, Fsync};
 use super::counts::Counts;
 use super::idmap::Ids;
+use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
@@ -30,6 +31,8 @@ pub struct Overlay {
     pub(super) layers: Layers,
     /// The work directory; `None` in a union without upper.
     pub(super) work: Option<WorkDir>,
+    /// Where copies of lower files with several names stand; `None` with `index=off`.
+    pub(super) index: Option<Index>,
     pub(super) namespace: Namespace,
     pub(super) numbers: InodeNumbers,
     pub(super) fsync: Fsync,
@@ -265,6 +268,9 @@ impl Overlay {
             return f(At::Fd(fd.as_fd()), layer);
         }
         let state = node.state.read();
+        if let (Some(entry), Some(index)) = (&state.index, &self.index) {
+            return f(index.at(entry), UPPER);
+        }
         match &state.place {
             Place::In { parent, name } => {
                 let dir = self.dir_fd(parent, state.layer)?;
@@ -277,8 +283,17 @@ impl Overlay {
 
     /// The attributes of a node, from its real object. `ESTALE` if another object has taken its place.
     pub(super) fn attr(&self, node: &Arc<Node>) -> Result<Stat> {
-        let real = node.state.read().real;
-        let stat = self.with_real(node, |at, layer| self.stat_in(at, layer))?;
+        let (real, indexed) = {
+            let state = node.state.read();
+            (state.real, state.index.is_some())
+        };
+        let stat = self.with_real(node, |at, layer| {
+            let mut stat = self.stat_in(at, layer)?;
+            if layer == UPPER && (indexed || stat.nlink > 1) {
+                self.count_names(at, &mut stat, None)?;
+            }
+            Ok(stat)
+        })?;
         if RealId::of(&stat) != real && RealId::of(&stat) != node.state.read().real {
             return Err(Errno::ESTALE);
         }

@@ -25,6 +25,7 @@ pub(super) enum Mark {
     Plain,
     Redirect,
     Metacopy,
+    Nlink,
 }
 
 /// The prefixes under which marks may stand, the kernel's two first.
@@ -56,6 +57,7 @@ impl Mark {
             Mark::Plain => "plain",
             Mark::Redirect => "redirect",
             Mark::Metacopy => "metacopy",
+            Mark::Nlink => "nlink",
         }
     }
 

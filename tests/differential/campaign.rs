@@ -40,7 +40,17 @@ pub struct Campaign {
 }
 
 /// The options that change what is written, each alone and in pairs.
-const OPTIONS: &[&str] = &[",redirect_dir=on", ",metacopy=on", ",redirect_dir=follow", ",redirect_dir=nofollow"];
+const OPTIONS: &[&str] = &[
+    ",redirect_dir=on",
+    ",metacopy=on",
+    ",index=on",
+    ",redirect_dir=follow",
+    ",redirect_dir=on,index=on",
+    ",metacopy=on,index=on",
+    ",redirect_dir=nofollow",
+    ",index=on,xino=on",
+    ",metacopy=on,xino=off",
+];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -210,11 +220,13 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> 
     let upper = if rng.chance(40) { Tree::empty() } else { next_layer(bench, &mut rng, &lowers, rights, options) };
     let settle = makers[1] == Maker::Kernel || rng.chance(40) || (!plain && options.contains("metacopy=on"));
     let mut upper = upper;
-    if !settle {
+    let index = options.contains("index=on");
+    if !settle && !index {
         // What a copy-up does to lower hard links shows at open to the kernel's callers and at first write to ours.
         lowers.iter_mut().chain([&mut upper]).for_each(Tree::separate_links);
     }
-    let with_names = makers[1] == Maker::Plyfs && rng.chance(30);
+    // An index belongs to its lower layers: the two unions need the same.
+    let with_names = makers[1] == Maker::Plyfs && !index && rng.chance(30);
     Scenario {
         makers,
         names: lowers.iter().map(|_| with_names && rng.chance(70)).collect(),

@@ -97,6 +97,8 @@ pub fn tolerated(op: &Op, a: &Outcome, b: &Outcome) -> bool {
         // A lower file that was removed while open cannot be changed any more in the kernel's overlay: its copy-up finds
         // that the name was taken, by its own whiteout, or that the directory is gone. Ours can.
         (_, Err(Errno::EXIST | Errno::NOENT | Errno::STALE), Ok(_)) => changes_descriptor(op),
+        // A source opened before its copy-up: the kernel's is still on the lower's file system, ours is the copy.
+        (Op::CopyRange { .. }, Err(Errno::XDEV), Ok(_)) => true,
         // A change to no owner and no group, by who is not the owner, of what has suid: FUSE tells it from nothing else, so
         // ours does nothing, and says so.
         (Op::Chown { uid: None, gid: None, .. } | Op::Fchown { uid: None, gid: None, .. }, Err(Errno::PERM), Ok(_)) => {

@@ -21,6 +21,7 @@ mod faults_found;
 mod file;
 mod fixture;
 mod idmap;
+mod index;
 mod links;
 mod memory;
 mod metacopy;

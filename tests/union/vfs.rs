@@ -303,7 +303,8 @@ impl Union {
 
 /// Descriptors of this process below the layers' roots: what a union that remembers nothing must not have.
 fn descriptors_left(layers: &Layers) -> Vec<std::path::PathBuf> {
-    let roots = [layers.upper_path(""), layers.work_path(), layers.root().join("work")];
+    let work = layers.root().join("work");
+    let roots = [layers.upper_path(""), layers.work_path(), work.join("index"), work];
     let is_root = |path: &Path| path.parent() == Some(layers.root()) || roots.iter().any(|root| *root == path);
     // A lower has a mount of its own where that may be, and a path into it says nothing.
     let mut inside = std::collections::HashSet::new();

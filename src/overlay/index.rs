@@ -1,0 +1,302 @@
+//! The index: hard links of a lower file stay one file over copy-up (`index=on`).
+//!
+//! Owns: `WORKDIR/index`, where the copy of a lower file with several names stands under the name of its origin, and the
+//! count of its names. Answers to the index half of the kernel's `namei.c`, `copy_up.c` and `util.c`.
+//!
+//! A name that only lowers have shows the copy by way of the index. It is linked into the upper when it is moved or removed.
+//! How many names the union shows is kept with the copy (`nlink`), as a difference to what its file system counts.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::copy_up::Published;
+use super::metacopy::LowerData;
+use super::node::{LayerIndex, Node, RealId, UPPER};
+use super::origin::Origin;
+use super::resolve::{Found, From};
+use super::superblock::Overlay;
+use super::table::Key;
+use super::workdir::{Temporary, remove_tree};
+use super::xattr::{Mark, Namespace};
+use crate::errno::{Errno, Result};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, Stat};
+
+/// The opened index directory.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub dir: OwnedFd,
+}
+
+impl Index {
+    pub fn at<'a>(&'a self, name: &'a OsStr) -> At<'a> {
+        At::Name(self.dir.as_fd(), name)
+    }
+}
+
+/// The name of an entry: the bytes of the origin mark in hexadecimal digits.
+fn entry_name(origin: &[u8]) -> OsString {
+    let mut name = String::with_capacity(origin.len() * 2);
+    for byte in origin {
+        // Writing to a string cannot fail.
+        _ = write!(name, "{byte:02x}");
+    }
+    name.into()
+}
+
+fn origin_of_entry(name: &OsStr) -> Option<Vec<u8>> {
+    let name = name.to_str().filter(|name| name.len() % 2 == 0 && name.is_ascii())?;
+    (0..name.len()).step_by(2).map(|at| u8::from_str_radix(name.get(at..at + 2)?, 16).ok()).collect()
+}
+
+/// The difference that a mark tells, and to which count: `U+1` to that of the upper, `L-1` to that of the lower.
+fn difference(mark: &[u8]) -> Option<(u8, i64)> {
+    let (kind, number) = mark.split_first().filter(|(kind, _)| matches!(kind, b'U' | b'L'))?;
+    let number = std::str::from_utf8(number).ok()?.parse::<i32>().ok()?;
+    Some((*kind, i64::from(number)))
+}
+
+impl Overlay {
+    /// Whether a lower object is copied up by way of the index.
+    pub(super) fn is_indexed(&self, stat: &Stat) -> bool {
+        // Without privilege only files hold marks.
+        let can = stat.kind() == Kind::File || (self.namespace == Namespace::Trusted && !stat.is_dir());
+        self.index.is_some() && can && stat.nlink > 1
+    }
+
+    /// The origin mark that a copy of a lower object gets; none if its file system has no handles.
+    fn origin_mark(&self, at: At<'_>, layer: LayerIndex) -> Option<Vec<u8>> {
+        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs))?;
+        Origin { uuid: fs.uuid, handle: sys::file_handle(at).ok()? }.encode()
+    }
+
+    /// What the index has of a lower object. `EIO` for an entry that is of something else.
+    pub(super) fn find_in_index(&self, at: At<'_>, lower: &Stat, layer: LayerIndex) -> Result<Option<Found>> {
+        let Some(index) = self.index.as_ref().filter(|_| self.is_indexed(lower)) else { return Ok(None) };
+        let Some(origin) = self.origin_mark(at, layer) else { return Ok(None) };
+        let name = entry_name(&origin);
+        let mut stat = match self.stat_in(index.at(&name), UPPER) {
+            Ok(stat) if stat.is_null_device() => return Ok(None),
+            Ok(stat) => stat,
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        if stat.kind() != lower.kind() || self.own_mark(index.at(&name), Mark::Origin)?.as_ref() != Some(&origin) {
+            log::warn!("index: {} is of something else", name.display());
+            return Err(Errno::EIO);
+        }
+        self.count_names(index.at(&name), &mut stat, Some(lower.nlink))?;
+        let mut found = Found::new(stat, UPPER);
+        found.origin = self.numbers.persistent(&self.layers, lower.dev, lower.ino);
+        found.index = Some(name.into());
+        Ok(Some(found))
+    }
+
+    /// Gives an object of the upper the number of names that the union has for it.
+    pub(super) fn count_names(&self, at: At<'_>, stat: &mut Stat, lower: Option<u32>) -> Result<()> {
+        if self.index.is_none() || stat.is_dir() || stat.nlink == 0 {
+            return Ok(());
+        }
+        let Some(mark) = self.own_mark(at, Mark::Nlink)? else { return Ok(()) };
+        let union = match difference(&mark) {
+            Some((b'U', more)) => i64::from(stat.nlink) + more,
+            Some((_, more)) => match lower.or_else(|| self.names_of_origin(at)) {
+                Some(lower) => i64::from(lower) + more,
+                None => i64::from(stat.nlink) - 1,
+            },
+            None => i64::from(stat.nlink),
+        };
+        stat.nlink = u32::try_from(union).unwrap_or(1);
+        Ok(())
+    }
+
+    fn names_of_origin(&self, at: At<'_>) -> Option<u32> {
+        let origin = Origin::decode(&self.own_mark(at, Mark::Origin).ok()??)?;
+        self.layers.lowers.iter().find_map(|layer| {
+            let fd = sys::open_handle(layer.root.as_fd(), &origin.handle).ok()?;
+            Some(sys::stat(At::Fd(fd.as_fd())).ok()?.nlink)
+        })
+    }
+
+    /// The union has so many names more or less that the upper's file system does not count.
+    fn shift_names(&self, at: At<'_>, by: i64) -> Result<()> {
+        let mut stat = sys::stat(at)?;
+        let real = i64::from(stat.nlink);
+        self.count_names(at, &mut stat, None)?;
+        let more = i64::from(stat.nlink) - real + by;
+        self.set_mark_in_place(at, Mark::Nlink, format!("U{more:+}").as_bytes())
+    }
+
+    /// Publishes the copy of a lower file with several names in the index, for all of them.
+    pub(super) fn publish_in_index(
+        &self,
+        node: &Arc<Node>,
+        temporary: Temporary<'_>,
+        lower: &Stat,
+        data: Option<Arc<LowerData>>,
+    ) -> Result<Published> {
+        let Some(index) = &self.index else { return Err(Errno::EIO) };
+        let origin = self.own_mark(temporary.at(), Mark::Origin)?.ok_or(Errno::EIO)?;
+        let name = entry_name(&origin);
+        // The index is a name, too.
+        let more = i64::from(lower.nlink) - 1;
+        self.set_mark_in_place(temporary.at(), Mark::Nlink, format!("U{more:+}").as_bytes())?;
+        let real = RealId::of(&sys::stat(temporary.at())?);
+        let mut state = node.state.write();
+        match sys::rename(temporary.pair(), (index.dir.as_fd(), &name), RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(Errno::EINVAL) => sys::renamed(temporary.pair(), (index.dir.as_fd(), &name))?,
+            // Somebody else's: it is found by the next lookup.
+            Err(Errno::EEXIST) => return Err(Errno::ESTALE),
+            Err(errno) => return Err(errno),
+        }
+        temporary.publish();
+        self.settle_mode(index.at(&name), node.kind, lower.mode)?;
+        self.table.rekey(node, Key::Real(real));
+        state.layer = UPPER;
+        state.real = real;
+        state.data = data;
+        state.index = Some(name.into());
+        node.xattrs.forget();
+        self.readers.remove(&node.id);
+        drop(state);
+        self.note_attributes(node);
+        Ok(Published::Yes)
+    }
+
+    /// Gives what shows by way of the index a name in the upper. Call with the parent's names locked.
+    pub(super) fn link_up(&self, parent: &Arc<Node>, name: &OsStr, found: &mut Found) -> Result<()> {
+        let (Some(index), Some(entry)) = (&self.index, found.index.take()) else { return Ok(()) };
+        let dir = self.dir_fd(parent, UPPER)?;
+        if let Some(dir) = &parent.dir {
+            self.set_impure(parent, dir)?;
+        }
+        // First what counts one name less than there is: after a crash in between nothing is taken for nameless.
+        sys::link(index.at(&entry), dir.as_fd(), name)?;
+        self.shift_names(index.at(&entry), -1)
+    }
+
+    /// A lower file with several names is copied up before one of them goes: its copy has the count.
+    pub(super) fn count_before_removal(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        if self.index.is_none() {
+            return Ok(());
+        }
+        let entry = {
+            let _names = self.names(parent)?.read();
+            match self.resolve(parent, name, From::Top)? {
+                Some(found) if found.layer != UPPER && self.is_indexed(&found.stat) => {
+                    self.enter(parent, name, found)?
+                }
+                _ => return Ok(()),
+            }
+        };
+        let copied = self.node(entry.id).and_then(|node| self.copy_up(&node));
+        self.forget(entry.id, 1);
+        copied
+    }
+
+    /// The upper object of a name that is about to go, if its names are counted.
+    pub(super) fn object_to_count(
+        &self,
+        dir: sys::BorrowedFd<'_>,
+        name: &OsStr,
+        layer: LayerIndex,
+    ) -> Result<Option<OwnedFd>> {
+        if self.index.is_none() || layer != UPPER {
+            return Ok(None);
+        }
+        match sys::open(dir, name, OFlags::PATH, Mode::empty()) {
+            Ok(object) => Ok(Some(object)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// A name of an upper object was removed: the last one takes the index entry with it.
+    pub(super) fn name_removed(&self, object: At<'_>) -> Result<()> {
+        let Some(index) = &self.index else { return Ok(()) };
+        let mut stat = sys::stat(object)?;
+        if stat.is_dir() || stat.nlink == 0 || self.own_mark(object, Mark::Nlink)?.is_none() {
+            return Ok(());
+        }
+        self.count_names(object, &mut stat, None)?;
+        let Some(origin) = self.own_mark(object, Mark::Origin)?.filter(|_| stat.nlink == 0) else { return Ok(()) };
+        sys::unlink(index.dir.as_fd(), &entry_name(&origin))
+    }
+
+    /// Takes out of the index what a crash or an offline change of a layer has left there: temporary names, whiteouts,
+    /// entries without a name in the union, entries whose lower file is gone.
+    pub(super) fn clean_index(&self) -> Result<()> {
+        let Some(index) = &self.index else { return Ok(()) };
+        let mut names: Vec<OsString> = Vec::new();
+        sys::read_dir(index.dir.as_fd(), |entry| {
+            names.push(entry.name.to_owned());
+            Ok(())
+        })?;
+        for name in names {
+            let at = index.at(&name);
+            let stat = sys::stat(at)?;
+            if name.as_encoded_bytes().starts_with(b"#") || stat.is_null_device() {
+                remove_tree(index.dir.as_fd(), &name)?;
+                continue;
+            }
+            let Some(origin) = origin_of_entry(&name).as_deref().and_then(Origin::decode) else {
+                log::warn!("index: {} is no entry", name.display());
+                continue;
+            };
+            if stat.is_dir() {
+                // For NFS, which is none of ours.
+                continue;
+            }
+            let mut counted = stat;
+            self.count_names(at, &mut counted, None)?;
+            let gone = self
+                .layers
+                .lowers
+                .iter()
+                .all(|layer| matches!(sys::open_handle(layer.root.as_fd(), &origin.handle), Err(Errno::ESTALE)));
+            if counted.nlink == 0 || gone {
+                log::info!("index: {} is of no name any more", name.display());
+                sys::unlink(index.dir.as_fd(), &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds the upper to its lower, or finds that it is bound to another: the entries mean something only there. `ESTALE`.
+    pub(super) fn verify_origin(&self) -> Result<()> {
+        let (Some(_), Some(upper)) = (&self.index, &self.layers.upper) else { return Ok(()) };
+        let lower = self.layers.lowers.first().ok_or(Errno::EINVAL)?;
+        let Some(origin) = self.origin_mark(At::Fd(lower.root.as_fd()), UPPER + 1) else { return Ok(()) };
+        let at = At::Fd(upper.root.as_fd());
+        match self.own_mark(at, Mark::Origin)? {
+            Some(known) if known == origin => Ok(()),
+            Some(known) if !known.is_empty() => Err(Errno::ESTALE),
+            _ => self.set_mark(at, Mark::Origin, &origin),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_named_by_its_origin() {
+        assert_eq!(entry_name(&[0, 0xfb, 0x1d]), "00fb1d");
+        assert_eq!(origin_of_entry(OsStr::new("00fb1d")), Some(vec![0, 0xfb, 0x1d]));
+        for bad in ["00f", "0x", "#12", "é0"] {
+            assert_eq!(origin_of_entry(OsStr::new(bad)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn differences_are_signed_and_of_one_of_two_counts() {
+        assert_eq!(difference(b"U+2"), Some((b'U', 2)));
+        assert_eq!(difference(b"L-1"), Some((b'L', -1)));
+        for bad in [&b""[..], b"U", b"X+1", b"U+99999999999", b"+1"] {
+            assert_eq!(difference(bad), None);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `index=on`: hard links of a lower file stay one file over copy-up.
+
+use std::fs;
+
+use crate::fixture::{Layers, Union, describe, mark};
+
+fn indexing(lowers: &[&str]) -> Layers {
+    let mut layers = Layers::of(lowers);
+    layers.config.features.index = true;
+    layers
+}
+
+fn entries(u: &Union) -> usize {
+    fs::read_dir(u.layers.root().join("work/index")).unwrap().count()
+}
+
+#[test]
+fn all_names_of_a_lower_file_change_together() {
+    let u = indexing(&["a = 1\n b == a\n d/c == a\n other = 1"]).open();
+    let before = u.stat("a").unwrap();
+    assert_eq!((before.nlink, u.stat("d/c").unwrap().ino), (3, before.ino));
+    assert_eq!(u.at("a").unwrap(), u.at("d/c").unwrap());
+    u.append("b", "2").unwrap();
+    u.shows("a = 12\n b = 12\n d/c = 12\n other = 1");
+    for name in ["a", "b", "d/c"] {
+        let stat = u.stat(name).unwrap();
+        assert_eq!((stat.nlink, stat.ino), (3, before.ino), "{name}");
+    }
+    assert_eq!(entries(&u), 1);
+    let u = u.reopen();
+    u.shows("a = 12\n b = 12\n d/c = 12\n other = 1");
+    assert_eq!((u.stat("d/c").unwrap().nlink, u.stat("a").unwrap().ino), (3, before.ino));
+    u.append("d/c", "3").unwrap();
+    u.shows("a = 123\n b = 123\n d/c = 123\n other = 1");
+}
+
+#[test]
+fn names_are_counted_as_they_come_and_go() {
+    let u = indexing(&["a = 1\n b == a\n d/c == a"]).open();
+    u.unlink("a").unwrap();
+    assert_eq!((u.stat("b").unwrap().nlink, entries(&u)), (2, 1));
+    u.link("b", "e").unwrap();
+    assert_eq!(u.stat("d/c").unwrap().nlink, 3);
+    u.rename("b", "d/f").unwrap();
+    assert_eq!(u.stat("e").unwrap().nlink, 3);
+    u.append("d/f", "2").unwrap();
+    u.shows("d/c = 12\n d/f = 12\n e = 12");
+    let u = u.reopen();
+    u.shows("d/c = 12\n d/f = 12\n e = 12");
+    assert_eq!(u.stat("d/c").unwrap().nlink, 3);
+    u.create("new", "n").unwrap();
+    u.rename("new", "d/c").unwrap();
+    assert_eq!(u.stat("e").unwrap().nlink, 2);
+    u.unlink("e").unwrap();
+    let last = u.at("d/f").unwrap();
+    assert_eq!((u.overlay.getattr(last).unwrap().0.nlink, entries(&u)), (1, 1));
+    u.unlink("d/f").unwrap();
+    // Nobody can come by it any more, but who has it open.
+    assert_eq!((u.read_node(last).unwrap(), entries(&u)), ("12".to_owned(), 0));
+    u.reopen().shows("d/c = n");
+}
+
+#[test]
+fn what_the_layers_lost_is_taken_out_of_the_index() {
+    let u = indexing(&["a = 1\n b == a\n c = 1\n d == c"]).open();
+    u.append("a", "2").unwrap();
+    u.append("c", "2").unwrap();
+    let layers = u.close();
+    let index = layers.root().join("work/index");
+    fs::write(index.join("#1"), "").unwrap();
+    // Offline somebody removes all names of one.
+    crate::fixture::whiteout(&layers.upper_path("x"));
+    for name in ["a", "b"] {
+        fs::remove_file(layers.lower(1, name)).unwrap();
+    }
+    let u = layers.open();
+    u.shows("c = 12\n d = 12");
+    let left = if crate::support::is_root() { 1 } else { 2 };
+    assert_eq!(entries(&u), left);
+}
+
+#[test]
+fn an_upper_belongs_to_its_lower() {
+    let u = indexing(&["a = 1\n b == a"]).open();
+    let mut layers = u.close();
+    assert!(mark(&layers.upper_path(""), "origin").is_some());
+    fs::create_dir(layers.root().join("l2")).unwrap();
+    describe(&layers.root().join("l2"), "a = 1\n b == a");
+    let other = layers.root().join("l2");
+    let first = std::mem::replace(&mut layers.config.lowers[0], other);
+    let error = plyfs::overlay::Overlay::new(&layers.config).unwrap_err().to_string();
+    assert!(error.ends_with("was used with index=on over another lowerdir"), "{error}");
+    layers.config.features.index = false;
+    drop(plyfs::overlay::Overlay::new(&layers.config).unwrap());
+    layers.config.features.index = true;
+    layers.config.lowers[0] = first;
+    layers.open().shows("a = 1\n b = 1");
+}
+
+#[test]
+fn an_entry_of_something_else_is_refused() {
+    let u = indexing(&["a = 1\n b == a"]).open();
+    u.append("a", "2").unwrap();
+    let layers = u.close();
+    let entry = fs::read_dir(layers.root().join("work/index")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(&entry).unwrap();
+    fs::write(&entry, "secret").unwrap();
+    let u = layers.open();
+    assert_eq!(u.at("b"), Err(plyfs::errno::Errno::EIO));
+}

@@ -54,7 +54,7 @@
 //! # What is believed, and for how long
 //!
 //! The kernel is told that names, absences and attributes hold for a day, because what they rest on is watched
-//! (`overlay/watch`): each directory of which something was told, in each layer that has it. A change behind the mount
+//! (`overlay/watch`; what an event means, `overlay/events`): each directory of which something was told, in each layer that has it. A change behind the mount
 //! raises an event, the event a notice, and the kernel asks again; that takes a tenth of a second. Where no watch is to be
 //! had, what is told holds for less than a second. The union's own changes to the upper raise events, too; they are
 //! recognised by what is known of the object, and raise no notice. That an object has no extended attributes is believed
@@ -78,7 +78,7 @@
 //! | `Node::state`, of what is no directory | a node | its name is used for a system call (shared), or changes |
 //! | `Overlay::renaming` | the union | directories are opened from above (shared), or one is moved |
 //! | `Node::state`, of a directory | a node | its place is read, or changes |
-//! | `Table`, the caches, the watch maps | the union | never while a system call is made |
+//! | `Table` (under it `Node::remembered`), the caches, the watch maps | the union | never while a system call is made |
 //!
 //! A notice makes the kernel take a directory's lock that a request under way may hold; so notices about names are given by
 //! a thread that serves no request, and holds none of these.

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::metacopy::LowerData;
+use super::own_change::OwnChange;
 use super::table::Remembered;
-use super::watch::{OwnChange, Watches};
+use super::watch::Watches;
 use super::xattr_known::XattrsKnown;
 use crate::sys::{Kind, Stat};
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use crate::need;
+use crate::{need, plyfs_only};
 use crate::support::*;
 
 #[test]
@@ -191,4 +191,28 @@ fn sqlite_works_on_a_database_that_is_copied_up() {
     let layers = union.unmount();
     assert_eq!(sh(layers.root(), &format!("sqlite3 upper/db \"{check}\"")), "ok\n5286\n1000\n");
     assert_eq!(sh(layers.root(), "sqlite3 l1/db 'select count(*) from t'"), "5000\n");
+}
+
+/// The kernel keeps sizes and times then, and sends the times with each change of names.
+#[test]
+fn gathered_writes_arrive_with_their_times() {
+    plyfs_only!();
+    let layers = Layers::new(1);
+    write(layers.lower("file"), "lower\n");
+    write(layers.lower("gone"), "lower\n");
+    let (options, target) = (layers.options(), layers.merged(""));
+    let union = layers.mount_with(&format!("{options},writeback=1"), &target);
+    sh(
+        union.root(),
+        "cd merged
+        for i in $(seq 500); do echo line $i; done >> file
+        [ \"$(wc -l < ../upper/file)\" = 501 ]
+        touch -d @1000000000.5 file; mv file moved; ln moved linked; chmod 640 linked
+        [ \"$(stat -c %.1Y:%a ../upper/moved)\" = 1000000000.5:640 ]
+        exec 3< gone; rm gone; [ \"$(cat <&3)\" = lower ]; exec 3<&-
+        [ \"$(stat -c %F ../upper/gone)\" = 'character special file' ]
+        exec 4> new; echo one >&4; sleep 1.1; echo two >&4; exec 4>&-
+        [ \"$(stat -c %Y new)\" = \"$(stat -c %Y ../upper/new)\" ]; [ \"$(cat ../upper/new | tr '\\n' ' ')\" = 'one two ' ]",
+    );
+    drop(union.unmount());
 }

@@ -1,0 +1,167 @@
+//! What an event of a watched directory means, and what has to be told because of it.
+//!
+//! Must never: be called by a thread that serves a request, or holds a lock of the table in `lib.rs`.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::node::{LayerIndex, Node, Place, RealId, UPPER};
+use super::superblock::Overlay;
+use super::table::Key;
+use super::watch::{Listener, Watcher};
+use crate::errno::Result;
+use crate::sys::{self, AsFd, At, Happening, Kind, WatchId};
+
+impl Overlay {
+    /// Tells what the events of one queue mean.
+    pub(super) fn tell(&self, listener: &dyn Listener, watcher: &Watcher, layer: LayerIndex) -> Result<()> {
+        let mut events: HashSet<(WatchId, Happening, Option<OsString>)> = HashSet::new();
+        let mut lost = false;
+        let Some(queue) = watcher.queue(layer) else { return Ok(()) };
+        queue.drain(|watch, what, name| {
+            lost |= what == Happening::Overflow;
+            events.insert((watch, what, name.map(OsStr::to_owned)));
+        })?;
+        if lost {
+            log::info!("events were lost: everything is forgotten");
+            self.forget_everything(listener, layer);
+        }
+        for (watch, what, name) in events {
+            for (id, layer) in watcher.users(layer, watch) {
+                let Some(node) = self.table.get(id) else { continue };
+                match (what, &name) {
+                    (Happening::Name, Some(name)) => self.name_happened(listener, watcher, &node, layer, name),
+                    (Happening::Change, Some(name)) => self.object_happened(listener, &node, layer, name),
+                    (Happening::Change, None) => self.directory_happened(listener, &node, layer),
+                    (Happening::Ended, _) => {
+                        self.foreign_changes.end();
+                        if let Some(dir) = &node.dir {
+                            dir.watches.ended(watch);
+                        }
+                        watcher.end(id, layer, watch);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A name came or went in a layer.
+    fn name_happened(
+        &self,
+        listener: &dyn Listener,
+        watcher: &Watcher,
+        dir: &Arc<Node>,
+        layer: LayerIndex,
+        name: &OsStr,
+    ) {
+        if layer == UPPER && self.is_as_known(watcher, dir, name) {
+            return;
+        }
+        self.foreign_changes.end();
+        if let (Some(name), Some(state)) = (super::whiteout::hidden_name(name), &dir.dir) {
+            state.wh_names.store(0, Ordering::Relaxed);
+            for lower in state.lowers.read().iter() {
+                lower.wh_names.store(0, Ordering::Relaxed);
+            }
+            listener.name_changed(dir.id, name);
+        }
+        self.listings.forget(dir.id);
+        listener.name_changed(dir.id, name);
+        // Whether or not the name was known: the listing and the times of the directory are others now.
+        listener.object_changed(dir.id);
+    }
+
+    /// Whether the upper has under a name what the union knows to be there.
+    fn is_as_known(&self, watcher: &Watcher, dir: &Arc<Node>, name: &OsStr) -> bool {
+        let Ok(fd) = self.dir_fd(dir, UPPER) else { return false };
+        match sys::stat(At::Name(fd.as_fd(), name)) {
+            Ok(stat) if !stat.is_null_device() => {
+                let node = self.table.find(&Key::Real(RealId::of(&stat)));
+                node.is_some_and(|node| {
+                    node.state.read().layer == UPPER && (node.kind != Kind::Dir || node.place().is(dir, name))
+                })
+            }
+            _ => watcher.removed.has(&(dir.id, name.to_owned())),
+        }
+    }
+
+    /// The object of a name changed in a layer.
+    fn object_happened(&self, listener: &dyn Listener, dir: &Arc<Node>, layer: LayerIndex, name: &OsStr) {
+        let Ok(fd) = self.dir_fd(dir, layer) else { return };
+        let Ok(stat) = sys::stat(At::Name(fd.as_fd(), name)) else { return };
+        let node =
+            self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
+        let Some(node) = node else { return };
+        // Even if the last change was the union's own: it may have come right after one that was not.
+        node.xattrs.forget();
+        if layer == UPPER && node.own_change.is(&stat) {
+            return;
+        }
+        self.foreign_changes.end();
+        if node.state.read().layer == layer {
+            listener.object_changed(node.id);
+        }
+        if node.kind == Kind::Dir {
+            // It may have become opaque.
+            listener.name_changed(dir.id, name);
+        }
+    }
+
+    /// A watched directory itself changed in a layer.
+    fn directory_happened(&self, listener: &dyn Listener, node: &Arc<Node>, layer: LayerIndex) {
+        let Ok(fd) = self.dir_fd(node, layer) else { return };
+        node.xattrs.forget();
+        if layer == UPPER && sys::stat(At::Fd(fd.as_fd())).is_ok_and(|stat| node.own_change.is(&stat)) {
+            return;
+        }
+        self.foreign_changes.end();
+        listener.object_changed(node.id);
+    }
+
+    /// Looks at the directories that could not be watched. The kernel keeps a listing until the time of the directory
+    /// changes, which for a merged one tells of one layer only.
+    pub(super) fn look_at_unwatched(&self, listener: &dyn Listener) {
+        for node in self.table.nodes() {
+            let Some(dir) = node.dir.as_ref().filter(|dir| node.is_merged() && !dir.watches.is_complete(&node)) else {
+                continue;
+            };
+            let lowers = node.lowers();
+            let layers = node.in_upper().then_some(UPPER).into_iter().chain(lowers.iter().map(|lower| lower.layer));
+            let mut look = DefaultHasher::new();
+            for layer in layers {
+                let stat = self.dir_fd(&node, layer).and_then(|fd| sys::stat(At::Fd(fd.as_fd())));
+                stat.map(|stat| (stat.ino, stat.mtime.sec, stat.mtime.nsec)).ok().hash(&mut look);
+            }
+            let look = look.finish().max(1);
+            let before = dir.look.swap(look, Ordering::Relaxed);
+            if before != look && before != 0 {
+                self.listings.forget(node.id);
+                listener.object_changed(node.id);
+            }
+        }
+    }
+
+    /// Takes back everything that was said of a layer's objects, after events were lost.
+    fn forget_everything(&self, listener: &dyn Listener, layer: LayerIndex) {
+        self.foreign_changes.end();
+        for node in self.table.nodes() {
+            let (place, real) = {
+                let state = node.state.read();
+                (state.place.clone(), state.layer)
+            };
+            if let Place::In { parent, name } = place
+                && ((real == UPPER) == (layer == UPPER) || node.dir.is_some())
+            {
+                self.listings.forget(node.id);
+                listener.name_changed(parent.id, &name);
+                listener.object_changed(node.id);
+            }
+        }
+        listener.object_changed(self.root.id);
+    }
+}

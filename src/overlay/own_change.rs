@@ -1,0 +1,120 @@
+//! The union's own changes to the upper, which raise events as those of others do, and are to be known from them.
+//!
+//! A name that came is known by the node that is there, one that went by the list of names just removed, an object by the
+//! time of its last change, which the operation that made the change has noted.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::node::{Node, NodeId};
+use super::superblock::Overlay;
+use crate::sys::{self, At, Kind, Stat};
+
+/// For how long a removal is remembered as the union's own.
+const OWN: Duration = Duration::from_secs(2);
+
+/// Whether a copy-up changed the inode number that callers see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    Kept,
+    Changed,
+}
+
+/// When an object was last changed through the union, as its ctime: 0 for never.
+#[derive(Debug, Default)]
+pub(super) struct OwnChange(AtomicU64);
+
+impl OwnChange {
+    fn stamp(stat: &Stat) -> u64 {
+        (stat.ctime.sec.cast_unsigned() << 30) | u64::from(stat.ctime.nsec)
+    }
+
+    pub fn note(&self, stat: &Stat) {
+        self.0.store(Self::stamp(stat), Ordering::Relaxed);
+    }
+
+    pub fn is(&self, stat: &Stat) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::stamp(stat)
+    }
+}
+
+/// Names that the union itself just removed: two generations, of which the older is dropped in time. A leaf of the lock
+/// order.
+#[derive(Debug)]
+pub(super) struct Removed(Mutex<Generations>);
+
+#[derive(Debug)]
+struct Generations {
+    since: Instant,
+    names: [HashSet<(NodeId, OsString)>; 2],
+}
+
+impl Default for Removed {
+    fn default() -> Removed {
+        Removed(Mutex::new(Generations { since: Instant::now(), names: Default::default() }))
+    }
+}
+
+impl Removed {
+    /// Remembers that the union itself removed a name.
+    fn note(&self, parent: NodeId, name: &OsStr) {
+        let mut removed = self.0.lock();
+        if removed.since.elapsed() > OWN {
+            removed.since = Instant::now();
+            removed.names.swap(0, 1);
+            if let Some(current) = removed.names.first_mut() {
+                current.clear();
+            }
+        }
+        if let Some(current) = removed.names.first_mut() {
+            current.insert((parent, name.to_owned()));
+        }
+    }
+
+    /// Whether it did.
+    pub fn has(&self, key: &(NodeId, OsString)) -> bool {
+        self.0.lock().names.iter().any(|names| names.contains(key))
+    }
+}
+
+impl Overlay {
+    /// The union itself removed a name in the upper.
+    pub(super) fn note_removed(&self, parent: &Node, name: &OsStr) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher.removed.note(parent.id, name);
+        }
+    }
+
+    /// An object was copied up: of its attributes some are the copy's now. Where it keeps its number nothing has to be
+    /// told: whatever a file is copied up for makes the kernel ask for its attributes again, or tells it of them.
+    pub(super) fn note_copy_up(&self, node: &Node, parent: &Node, number: Number) {
+        let Some(listener) = self.listener.get() else { return };
+        if node.kind == Kind::Dir || number == Number::Changed {
+            listener.attributes_changed(node.id);
+        }
+        if number == Number::Changed {
+            // The listing tells the old one.
+            listener.object_changed(parent.id);
+        }
+    }
+
+    /// Attributes changed that no reply tells of.
+    pub(super) fn note_attributes(&self, node: &Node) {
+        if let Some(listener) = self.listener.get() {
+            listener.attributes_changed(node.id);
+        }
+    }
+
+    /// The union itself changed an object in the upper.
+    pub(super) fn note_change(&self, node: &Node, at: At<'_>) {
+        if self.watcher.get().is_some()
+            && let Ok(stat) = sys::stat(at)
+        {
+            node.own_change.note(&stat);
+        }
+    }
+}

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use crate::{need, plyfs_only};
 use crate::support::*;
+use crate::{need, plyfs_only};
 
 #[test]
 fn appending_from_two_descriptors_loses_nothing() {

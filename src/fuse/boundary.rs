@@ -13,6 +13,9 @@ use super::adapter::{Adapter, Answer, Buffers};
 use super::wire::{Header, operation};
 use crate::errno::{Errno, Result};
 
+/// What is no answer to a caller's mistake, but trouble with a layer or of the server's own.
+const TROUBLE: [Errno; 6] = [Errno::EIO, Errno::ENOSPC, Errno::EDQUOT, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
+
 /// As many kinds of requests as are told apart; all others are kind 0.
 const KINDS: usize = 64;
 
@@ -52,8 +55,12 @@ impl Tally {
             adapter.overlay().close_kept();
             answer = self.guarded(adapter, header, body, buffers);
         }
-        if answer.is_err() {
+        if let Err(errno) = answer {
             Tally::add(&self.errors);
+            if TROUBLE.contains(&errno) {
+                let what = adapter.overlay().whereabouts(header.node);
+                log::warn!("{} of {what}: {errno}", operation(header.opcode));
+            }
         }
         answer
     }

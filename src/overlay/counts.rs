@@ -1,9 +1,10 @@
-//! What is counted: copy-ups, and what a union holds at a moment.
+//! What is told of a union: what it has done, what it holds at a moment, and what a node is called in messages.
 //!
 //! Must never: be a lock, or be read to decide anything.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::node::{NodeId, Place};
 use super::superblock::Overlay;
 
 /// What has happened since the union was opened.
@@ -51,6 +52,31 @@ impl Overlay {
             watches,
             watch_budget,
         }
+    }
+
+    /// A node as messages name it: the path of the layer that holds it, and its own path in the union.
+    #[must_use]
+    pub fn whereabouts(&self, id: NodeId) -> String {
+        let Ok(node) = self.node(id) else { return format!("node {id}") };
+        let layer = self.layers.describe(node.state.read().layer).to_string();
+        let mut names = Vec::new();
+        let mut current = node;
+        loop {
+            let place = current.place();
+            match place {
+                Place::Root => break,
+                Place::Gone => {
+                    names.push("(removed)".to_owned());
+                    break;
+                }
+                Place::In { parent, name } => {
+                    names.push(name.display().to_string());
+                    current = parent;
+                }
+            }
+        }
+        names.reverse();
+        format!("{layer}: /{}", names.join("/"))
     }
 
     /// Closes the descriptors that are only kept because they may be wanted again.

@@ -263,6 +263,26 @@ fn an_upper_without_xattrs_and_without_rename_whiteout_will_do() {
 }
 
 #[test]
+fn an_error_names_the_layer_and_the_path() {
+    plyfs_only!();
+    need_root!();
+    let disk = Disk::new("tmpfs", c"size=1m");
+    let layers = Layers::within(disk.path(), 0);
+    let lower = tempfile::tempdir_in(roomy()).unwrap();
+    write(lower.path().join("dir/big"), vec![b'x'; 8 << 20]);
+    let command = format!(
+        "'{PLYFS}' -f -o lowerdir={},upperdir=upper,workdir=work merged 2> log & daemon=$!
+        for i in $(seq 100); do mountpoint -q merged && break; sleep 0.05; done
+        echo more >> merged/dir/big || true; sync merged/dir/big || true
+        umount merged; wait $daemon; cat log",
+        lower.path().display()
+    );
+    let log = sh(layers.root(), &command);
+    let expected = format!("{}: /dir/big: No space left on device", lower.path().display());
+    assert!(log.contains(&expected), "{expected} in {log}");
+}
+
+#[test]
 fn sigusr1_reports_what_was_done_and_what_is_held() {
     plyfs_only!();
     let layers = Layers::new(1);

@@ -49,6 +49,15 @@ impl Source {
         }
     }
 
+    /// The one that is written, unless an upper has another already.
+    fn wanted(permissions: Permissions) -> Option<Source> {
+        match permissions {
+            Permissions::OnDisk => None,
+            Permissions::Privileged => Some(Source::Security),
+            Permissions::User => Some(Source::Containers),
+        }
+    }
+
     /// Which of those that the option allows a directory carries.
     fn of(permissions: Permissions, root: At<'_>) -> Result<Option<Source>> {
         let candidates: &[Source] = match permissions {
@@ -150,46 +159,43 @@ fn kind_of(text: &str) -> Option<(Kind, u64)> {
     (major < 1 << 12 && minor < 1 << 20).then(|| (kind, sys::make_dev(major, minor)))
 }
 
-/// Finds out which layers have owners and modes in attributes, and whether the upper can.
+/// Whether the upper's file system holds the attribute that the option asks for.
 ///
 /// # Errors
-/// When the upper's file system cannot hold the attribute.
-pub(super) fn find_sources(
-    config: &Config,
-    layers: &mut Layers,
-    work: Option<&WorkDir>,
-) -> std::result::Result<bool, SetupError> {
+/// That it does not, in words.
+pub(super) fn check(permissions: Permissions, work: &WorkDir) -> std::result::Result<(), String> {
+    let Some(source) = Source::wanted(permissions) else { return Ok(()) };
+    let probe = work.temporary();
+    sys::mkdir(work.fd(), probe.name(), 0o700)
+        .and_then(|()| sys::set_xattr(probe.at(), OsStr::new(source.name()), b"0:0:0755:dir", 0))
+        .map_err(|errno| format!("xattr_permissions: {} cannot be set: {errno}", source.name()))
+}
+
+/// Finds out which layers have owners and modes in attributes. The upper has, if the option is given.
+///
+/// # Errors
+/// When a layer's root cannot be asked.
+pub(super) fn find_sources(config: &Config, layers: &mut Layers) -> std::result::Result<bool, SetupError> {
     let fail = |layer: &Layer, errno: Errno| SetupError::path("xattr_permissions", &layer.path, errno);
-    let permissions = config.permissions;
-    let wanted = match permissions {
-        Permissions::OnDisk => return Ok(false),
-        Permissions::Privileged => Source::Security,
-        Permissions::User => Source::Containers,
-    };
+    let Some(wanted) = Source::wanted(config.permissions) else { return Ok(false) };
     let mut root = None;
     for layer in &mut layers.lowers {
         let at = At::Fd(layer.root.as_fd());
-        layer.source = Source::of(permissions, at).map_err(|errno| fail(layer, errno))?;
+        layer.source = Source::of(config.permissions, at).map_err(|errno| fail(layer, errno))?;
         if let (None, Some(source)) = (&root, layer.source) {
             root = value(at, source.name()).map_err(|errno| fail(layer, errno))?;
         }
     }
-    let (Some(upper), Some(work)) = (&mut layers.upper, work) else { return Ok(true) };
+    let Some(upper) = &mut layers.upper else { return Ok(true) };
     let at = At::Fd(upper.root.as_fd());
-    let known = Source::of(permissions, at).map_err(|errno| fail(upper, errno))?;
-    let source = known.unwrap_or(wanted);
-    let path = upper.path.clone();
-    let cannot = |errno: Errno| {
-        SetupError::path("upperdir", &path, format!("xattr_permissions: {} cannot be set: {errno}", source.name()))
-    };
-    let probe = work.temporary();
-    sys::mkdir(work.fd(), probe.name(), 0o700).map_err(cannot)?;
-    sys::set_xattr(probe.at(), OsStr::new(source.name()), b"0:0:0755:dir", 0).map_err(cannot)?;
-    if let (None, Some(root)) = (known, root) {
-        // The root of the union is the upper's: it looks as the lower's did.
-        sys::set_xattr(at, OsStr::new(source.name()), &root, 0).map_err(cannot)?;
+    upper.source = Source::of(config.permissions, at).map_err(|errno| fail(upper, errno))?;
+    if upper.source.is_none() {
+        upper.source = Some(wanted);
+        if let Some(root) = root {
+            // The root of the union is the upper's: it looks as the lower's did.
+            sys::set_xattr(at, OsStr::new(wanted.name()), &root, 0).map_err(|errno| fail(upper, errno))?;
+        }
     }
-    upper.source = Some(source);
     Ok(true)
 }
 

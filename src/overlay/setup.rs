@@ -17,7 +17,7 @@ use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
-use super::override_stat::find_sources;
+use super::override_stat::{check, find_sources};
 use super::readdir::Listings;
 use super::superblock::Overlay;
 use super::table::Table;
@@ -81,7 +81,7 @@ impl Overlay {
         }
         let mut layers = Layers { upper, lowers, data, filesystems, roots: Vec::new() };
         layers.find_roots(work.as_ref().map(WorkDir::fd)).map_err(|errno| SetupError::option("lowerdir", errno))?;
-        let overriding = find_sources(config, &mut layers, work.as_ref())?;
+        let overriding = find_sources(config, &mut layers)?;
         let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let overlay = Overlay {
@@ -395,6 +395,7 @@ impl Writable {
         // An opaque directory needs a mark or a name: without marks, deletions are names, too.
         let device_whiteouts = config.whiteouts == Whiteouts::Auto && keeps_marks && can_make_devices(&work);
         let namespace = marks.unwrap_or(Namespace::User);
+        check(config.permissions, &work).map_err(|reason| SetupError::path("upperdir", &paths.dir, reason))?;
         if !device_whiteouts {
             if !can_keep_wh_names(&work).map_err(|errno| fail(&errno))? {
                 let reason = "its file system keeps neither the overlay's attributes nor files named .wh.";

@@ -98,3 +98,16 @@ fn an_upper_that_can_hold_no_whiteout_is_refused() {
         [ \"$(wc -l < message)\" = 1 ]; umount -l far",
     );
 }
+
+#[test]
+fn an_upper_without_xattrs_can_keep_no_owners_in_them() {
+    plyfs_only!();
+    need!(common_root() && have("unshare"), "not real root, or no unshare (util-linux)");
+    script(
+        "mount -t ramfs ramfs far; mkdir far/u far/w
+        for mode in 1 2; do
+            if \"$PLYFS\" -o lowerdir=low,upperdir=far/u,workdir=far/w,xattr_permissions=$mode merged 2>message; then exit 1; fi
+            [ \"$(wc -l < message)\" = 1 ]; grep -q 'upperdir=far/u: xattr_permissions: .*override_stat cannot be set: ' message
+        done; [ -z \"$(ls far/u)$(ls -A far/w)\" ]",
+    );
+}

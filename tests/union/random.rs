@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use plyfs::overlay::config::Permissions;
 use plyfs::overlay::{NodeId, Rename};
 use plyfs::sys::Kind;
 
@@ -102,6 +103,9 @@ impl Run {
         let mut made = Layers::of(&texts).volatile();
         if random.one_in(4) {
             made = made.wh_names();
+        }
+        if random.one_in(4) {
+            made.config.permissions = Permissions::User;
         }
         let model = Model::of(&layers);
         Run { random, seed, union: Some(made.open()), model, open: HashMap::new(), log }

@@ -88,7 +88,9 @@
 //! *layer*: one directory of the stack. *upper*, *lower*: the writable one, one of the others. *whiteout*: what hides a
 //! name. *opaque*: of a directory that hides what lies below it. *copy-up*: see above. *origin*: the mark that tells which
 //! lower inode a copy came from. *impure*: of a directory that holds such copies. *node*: an object of the union, with the
-//! number by which the kernel knows it. *place*: the parent and name of a node. *mark*: one of the overlay's own xattrs.
+//! number by which the kernel knows it. *redirect*: of a renamed directory, where its lower part still lies. *metacopy*: of
+//! an object that has a file's attributes but not its data. *index*: where copies of lower files with several names stand.
+//! *place*: the parent and name of a node. *mark*: one of the overlay's own xattrs.
 
 pub mod cli;
 pub mod errno;

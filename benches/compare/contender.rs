@@ -27,7 +27,7 @@ pub struct Mounted {
 
 impl Contender {
     /// Mounts on `stage/mnt/merged` with a fresh upper.
-    pub fn mount(&self, who: Who, stage: &Path, lowers: &[PathBuf]) -> Result<Mounted> {
+    pub fn mount(&self, who: Who, stage: &Path, lowers: &[PathBuf], options: mount::Options) -> Result<Mounted> {
         let place = stage.join("mnt");
         remove(&place)?;
         let stack = Stack {
@@ -40,9 +40,9 @@ impl Contender {
             fs::create_dir_all(directory)?;
         }
         let log = place.join("log");
-        let child = match self.argv(&stack) {
+        let child = match self.argv(&stack, options)? {
             None => {
-                mount::kernel(&stack, who)?;
+                mount::kernel(&stack, who, options)?;
                 None
             }
             Some(argv) => Some(start(&argv, &log)?),
@@ -54,14 +54,18 @@ impl Contender {
         Ok(mounted)
     }
 
-    fn argv(&self, stack: &Stack) -> Option<Vec<String>> {
+    fn argv(&self, stack: &Stack, options: mount::Options) -> Result<Option<Vec<String>>> {
         let merged = stack.merged.display().to_string();
         let upper = stack.upper.display().to_string();
-        Some(match &self.kind {
-            Kind::Kernel => return None,
+        if !options.is_empty() && matches!(self.kind, Kind::UnionfsFuse(_) | Kind::Template(_)) {
+            return Err("it has no such option".into());
+        }
+        Ok(Some(match &self.kind {
+            Kind::Kernel => return Ok(None),
             Kind::OverlayProgram(command) => {
                 let mut argv = command.clone();
-                argv.extend(["-f".into(), "-o".into(), mount::overlay_options(stack), merged]);
+                let more: String = options.iter().map(|(key, value)| format!(",{key}={value}")).collect();
+                argv.extend(["-f".into(), "-o".into(), mount::overlay_options(stack) + &more, merged]);
                 argv
             }
             Kind::UnionfsFuse(program) => {
@@ -82,7 +86,7 @@ impl Contender {
                 };
                 command.iter().map(fill).collect()
             }
-        })
+        }))
     }
 }
 

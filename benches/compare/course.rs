@@ -59,7 +59,7 @@ impl Course<'_> {
         }
         // Only a union knows what it shows, whiteouts and all. Any will do; the large sets are never asked by name.
         let names = match work.layers {
-            Layers::Many | Layers::Stacked(_) => Names::default(),
+            Layers::Many | Layers::Wide | Layers::Stacked(_) => Names::default(),
             _ => self.shown(&lowers)?,
         };
         fixtures.note_names(work.layers, names);
@@ -69,7 +69,7 @@ impl Course<'_> {
     fn shown(&self, lowers: &[PathBuf]) -> Result<Names> {
         let mut last = "no contender".into();
         for contender in &self.plan.contenders {
-            match contender.mount(self.plan.who, self.stage, lowers) {
+            match contender.mount(self.plan.who, self.stage, lowers, &[]) {
                 Ok(mounted) => {
                     let names = Names::of(mounted.merged());
                     mounted.unmount()?;
@@ -110,7 +110,7 @@ impl Course<'_> {
         lowers: &[PathBuf],
         names: &Rc<Names>,
     ) -> Result<()> {
-        let mounted = contender.mount(self.plan.who, self.stage, lowers)?;
+        let mounted = contender.mount(self.plan.who, self.stage, lowers, work.options)?;
         let server = mounted.server();
         let (finish, finished) = mpsc::channel::<()>();
         let timeout = Duration::from_secs(self.plan.timeout);

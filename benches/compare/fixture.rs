@@ -34,6 +34,8 @@ pub enum Layers {
     Project,
     /// 20,000 files spread over that many layers.
     Stacked(u32),
+    /// One directory that holds 50,000 files in 500 others.
+    Wide,
     /// As many empty files as the row of memory wants.
     Many,
 }
@@ -69,6 +71,7 @@ impl Fixtures {
             Layers::Source => vec![self.source(plan)?],
             Layers::Project => vec![self.project(plan)?],
             Layers::Stacked(depth) => self.stacked(depth, plan)?,
+            Layers::Wide => vec![self.wide(plan)?],
             Layers::Many => vec![self.many(plan)?],
         };
         fs::create_dir_all(&self.base)?;
@@ -161,6 +164,18 @@ impl Fixtures {
             }
         }
         Ok(layers)
+    }
+
+    fn wide(&self, plan: &Plan) -> Result<PathBuf> {
+        let layer = self.base.join("wide");
+        for n in 0..plan.scaled(500) {
+            let directory = layer.join(format!("top/d{n}"));
+            fs::create_dir_all(&directory)?;
+            for n in 0..100 {
+                write(&directory.join(format!("file{n}")), b"")?;
+            }
+        }
+        Ok(layer)
     }
 
     fn many(&self, plan: &Plan) -> Result<PathBuf> {

@@ -25,16 +25,19 @@ pub struct Stack {
     pub merged: PathBuf,
 }
 
+/// Options besides the layers.
+pub type Options = &'static [(&'static str, &'static str)];
+
 /// Mounts the kernel's overlay with its defaults (and `userxattr`, without which a user namespace cannot mount it).
-pub fn kernel(stack: &Stack, who: Who) -> Result<()> {
-    match one_by_one(stack, who) {
+pub fn kernel(stack: &Stack, who: Who, options: Options) -> Result<()> {
+    match one_by_one(stack, who, options) {
         // Before Linux 6.7 layers cannot be given one by one, and all options have to fit into one page.
-        Err(Errno::INVAL) => Ok(in_one_page(stack, who)?),
+        Err(Errno::INVAL) if options.is_empty() => Ok(in_one_page(stack, who)?),
         result => Ok(result?),
     }
 }
 
-fn one_by_one(stack: &Stack, who: Who) -> rustix::io::Result<()> {
+fn one_by_one(stack: &Stack, who: Who, options: Options) -> rustix::io::Result<()> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for lower in &stack.lowers {
         fsconfig_set_string(&fs, "lowerdir+", lower)?;
@@ -43,6 +46,9 @@ fn one_by_one(stack: &Stack, who: Who) -> rustix::io::Result<()> {
     fsconfig_set_string(&fs, "workdir", &stack.work)?;
     if who == Who::User {
         fsconfig_set_flag(&fs, "userxattr")?;
+    }
+    for (key, value) in options {
+        fsconfig_set_string(&fs, *key, *value)?;
     }
     fsconfig_create(&fs)?;
     let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;

@@ -113,7 +113,9 @@ impl Overlay {
             return self.adopt_nameless(node, &temporary, copy);
         };
         if indexed && self.own_mark(temporary.at(), Mark::Origin)?.is_some_and(|origin| !origin.is_empty()) {
-            return self.publish_in_index(node, temporary, &stat, left);
+            let published = self.publish_in_index(node, temporary, &stat, left)?;
+            self.link_copied(node, &parent, &name)?;
+            return Ok(published);
         }
         if !parent.in_upper() {
             // Moved below a directory that is not copied up yet.

@@ -21,7 +21,7 @@ use super::table::Key;
 use super::workdir::{Temporary, remove_tree};
 use super::xattr::{Mark, Namespace};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, Stat};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
 
 /// The opened index directory.
 #[derive(Debug)]
@@ -163,6 +163,34 @@ impl Overlay {
         drop(state);
         self.note_attributes(node);
         Ok(Published::Yes)
+    }
+
+    /// Gives a copy in the index the name by which it was copied up, as the kernel does.
+    pub(super) fn link_copied(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
+        let _names = parent_dir.names.write();
+        let entry = node.state.read().index.clone();
+        let (Some(index), Some(entry)) = (&self.index, entry.filter(|_| node.place().is(parent, name))) else {
+            // Moved or removed meanwhile, which has given it a name or taken the last one.
+            return Ok(());
+        };
+        let dir = self.dir_fd(parent, UPPER)?;
+        self.set_impure(parent, parent_dir)?;
+        let before = sys::stat(At::Fd(dir.as_fd()))?;
+        match self.in_writable(dir.as_fd(), || sys::link(index.at(&entry), dir.as_fd(), name)) {
+            // By whoever moved it here.
+            Err(Errno::EEXIST) => return Ok(()),
+            result => result?,
+        }
+        self.shift_names(index.at(&entry), -1)?;
+        let restored = sys::set_times(At::Fd(dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
+        if let Err(errno) = restored {
+            log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
+        }
+        self.listings.forget(parent.id);
+        self.note_change(parent, At::Fd(dir.as_fd()));
+        self.note_change(node, index.at(&entry));
+        Ok(())
     }
 
     /// Gives what shows by way of the index a name in the upper. Call with the parent's names locked.

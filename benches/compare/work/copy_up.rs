@@ -21,6 +21,18 @@ pub fn chmod(run: &mut Run<'_>) -> Result<()> {
     })
 }
 
+pub fn chmod_many(run: &mut Run<'_>) -> Result<()> {
+    let root = run.root()?;
+    let files = run.files(8_000)?;
+    let [row] = run.rows else { return Err("one row".into()) };
+    run.time(row.id, 1, || {
+        for file in &files {
+            chmodat(&root, file, Mode::from(0o600), AtFlags::empty())?;
+        }
+        Ok(())
+    })
+}
+
 pub fn append(run: &mut Run<'_>) -> Result<()> {
     let root = run.root()?;
     let files = run.files(4_000)?;

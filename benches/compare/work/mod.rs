@@ -28,6 +28,8 @@ pub struct Work {
     pub id: &'static str,
     /// What lies below the upper.
     pub layers: Layers,
+    /// The options of the kernel's overlay that it is about.
+    pub options: &'static [(&'static str, &'static str)],
     /// What it measures.
     pub rows: &'static [Row],
     run: fn(&mut Run<'_>) -> Result<()>,
@@ -68,8 +70,8 @@ const fn bytes(id: &'static str, title: &'static str) -> Row {
 }
 
 macro_rules! work {
-    ($id:literal, $layers:expr, $run:path, [$($row:expr),+ $(,)?]) => {
-        Work { id: $id, layers: $layers, rows: &[$($row),+], run: $run }
+    ($id:literal, $layers:expr, $run:path, [$($row:expr),+ $(,)?] $(, $key:literal = $value:literal)?) => {
+        Work { id: $id, layers: $layers, options: &[$(($key, $value))?], rows: &[$($row),+], run: $run }
     };
 }
 
@@ -93,6 +95,8 @@ pub static WORKS: &[Work] = &[
     work!("append-reflink", Layers::Tree, copy_up::append, [each("append-reflink", "append to lower files, same file system")]),
     work!("chmod", Layers::TreeElsewhere, copy_up::chmod, [each("chmod", "chmod of lower files, other file system")]),
     work!("append", Layers::TreeElsewhere, copy_up::append, [each("append", "append to lower files, other file system")]),
+    work!("chmod-metacopy", Layers::TreeElsewhere, copy_up::chmod_many, [total("chmod-metacopy", "chmod of 8,000 lower files, metacopy=on")], "metacopy" = "on"),
+    work!("rename-dir", Layers::Wide, names::rename_directory, [total("rename-dir", "rename of a lower directory of 50,000 files, redirect_dir=on")], "redirect_dir" = "on"),
     work!("onebyte", Layers::Big, copy_up::one_byte, [total("onebyte", "one byte into a 500 MB lower file, reflink")]),
     work!("onebyte-copy", Layers::BigElsewhere, copy_up::one_byte_copied, [total("onebyte-copy", "one byte into a 500 MB lower file, no reflink")]),
     work!("write", Layers::Tree, data::write_large, [total("write", "512 MB write")]),

@@ -135,6 +135,19 @@ pub fn create_two(run: &mut Run<'_>) -> Result<()> {
     })
 }
 
+/// Where the union cannot rename it, as `mv` does: copied, and the original removed.
+pub fn rename_directory(run: &mut Run<'_>) -> Result<()> {
+    let root = run.root()?;
+    let merged = run.merged.to_owned();
+    run.time("rename-dir", 1, || match renameat(&root, "top", &root, "moved") {
+        Err(rustix::io::Errno::XDEV) => {
+            let status = Command::new("mv").arg(merged.join("top")).arg(merged.join("moved")).status()?;
+            if status.success() { Ok(()) } else { Err(format!("mv: {status}").into()) }
+        }
+        result => Ok(result?),
+    })
+}
+
 pub fn whiteout(run: &mut Run<'_>) -> Result<()> {
     let root = run.root()?;
     let files = run.files(4_000)?;

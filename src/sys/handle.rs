@@ -105,5 +105,23 @@ pub fn fs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     let mut uuid = FsUuid2 { len: 0, uuid: [0; 16] };
     // SAFETY: the ioctl writes one fsuuid2, 17 bytes, to `uuid`.
     let r = unsafe { libc::ioctl(readable.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut uuid) };
-    (r == 0 && uuid.len == 16).then_some(uuid.uuid)
+    if r == 0 && uuid.len == 16 {
+        return Some(uuid.uuid);
+    }
+    btrfs_uuid(&readable)
+}
+
+/// btrfs answers a question of its own only.
+fn btrfs_uuid(readable: &OwnedFd) -> Option<[u8; 16]> {
+    // _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args): two counts, the UUID, and more, 1024 bytes in all.
+    const BTRFS_IOC_FS_INFO: libc::c_ulong = 0x8400_941f;
+    let mut info = [0_u64; 128];
+    // SAFETY: the ioctl reads and writes 1024 bytes, which `info` has, aligned as its counts are. Other file systems do
+    // not know it.
+    let r = unsafe { libc::ioctl(readable.as_raw_fd(), BTRFS_IOC_FS_INFO, info.as_mut_ptr()) };
+    let [_, _, first, second, ..] = info;
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&first.to_ne_bytes());
+    uuid[8..].copy_from_slice(&second.to_ne_bytes());
+    (r == 0).then_some(uuid)
 }

@@ -49,7 +49,6 @@ const OPTIONS: &[&str] = &[
     ",metacopy=on,index=on",
     ",redirect_dir=nofollow",
     ",index=on,xino=on",
-    ",metacopy=on,xino=off",
 ];
 
 fn number(name: &str) -> Option<u64> {

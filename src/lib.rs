@@ -80,6 +80,8 @@
 //! | `Node::state`, of a directory | a node | its place is read, or changes |
 //! | `Table` (under it `Node::remembered`), the caches, the watch maps | the union | never while a system call is made |
 //!
+//! `overlay/order` holds the locks to it: in a debug build each thread knows what it holds, and what is out of order panics.
+//!
 //! A notice makes the kernel take a directory's lock that a request under way may hold; so notices about names are given by
 //! a thread that serves no request, and holds none of these.
 //!

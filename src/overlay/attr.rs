@@ -189,9 +189,11 @@ impl Overlay {
     }
 
     /// The node's name is gone. Call with its state locked, after [`Overlay::pin_object`].
-    pub(super) fn lose_name(&self, node: &Arc<Node>, state: &mut State) {
+    ///
+    /// Returns the nodes that went with it, to be let go once no state is locked: a directory's watches come before it.
+    #[must_use]
+    pub(super) fn lose_name(&self, node: &Arc<Node>, state: &mut State) -> Vec<Arc<Node>> {
         state.place = Place::Gone;
-        let gone = self.table.moved(node, None);
-        self.let_go(gone);
+        self.table.moved(node, None)
     }
 }

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
+
+use super::order::{Level, Mutex};
 
 /// Open descriptors by what they are of.
 #[derive(Debug)]
@@ -19,7 +20,9 @@ pub(super) struct FdCache<K: Hash + Eq> {
 impl<K: Hash + Eq> FdCache<K> {
     /// A cache of at most `capacity` descriptors, at least one.
     pub fn new(capacity: usize) -> FdCache<K> {
-        FdCache { lru: Mutex::new(LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN))) }
+        FdCache {
+            lru: Mutex::new(Level::Leaf, LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN))),
+        }
     }
 
     pub fn get(&self, key: &K) -> Option<Arc<OwnedFd>> {

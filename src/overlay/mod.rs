@@ -19,6 +19,7 @@ mod ino;
 mod layer;
 mod metacopy;
 mod node;
+mod order;
 mod origin;
 mod override_stat;
 mod own_change;

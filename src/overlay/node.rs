@@ -11,9 +11,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
-
 use super::metacopy::LowerData;
+use super::order::{Level, Mutex, RwLock};
 use super::own_change::OwnChange;
 use super::table::Remembered;
 use super::watch::Watches;
@@ -106,7 +105,7 @@ pub(super) struct Pins {
 }
 
 /// What only directories have.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct DirState {
     /// Held for writing while a name in this directory comes, goes or is published by a copy-up, for reading while one
     /// is looked up; two are taken in order of their ids or down the tree, as `crossing` allows. Lock order: after
@@ -126,6 +125,21 @@ pub(super) struct DirState {
     pub default_acl: AtomicU8,
     /// How many nodes have it as their parent. Changes under the table's lock only.
     pub children: AtomicU32,
+}
+
+impl Default for DirState {
+    fn default() -> DirState {
+        DirState {
+            names: RwLock::new(Level::Names, ()),
+            lowers: RwLock::new(Level::Leaf, Arc::default()),
+            look: AtomicU64::default(),
+            watches: Watches::default(),
+            impure: AtomicU8::default(),
+            wh_names: AtomicU8::default(),
+            default_acl: AtomicU8::default(),
+            children: AtomicU32::default(),
+        }
+    }
 }
 
 /// Names from a layer's root down to an object.
@@ -175,15 +189,16 @@ pub(super) fn known(
 
 impl Node {
     pub(super) fn new(id: NodeId, kind: Kind, ino: u64, place: Place, layer: LayerIndex, real: RealId) -> Node {
+        let level = if kind == Kind::Dir { Level::Directory } else { Level::File };
         Node {
             id,
             kind,
             ino: AtomicU64::new(ino),
-            copying: Mutex::new(()),
-            state: RwLock::new(State { place, layer, real, data: None, index: None, pins: Pins::default() }),
+            copying: Mutex::new(Level::Copying, ()),
+            state: RwLock::new(level, State { place, layer, real, data: None, index: None, pins: Pins::default() }),
             own_change: OwnChange::default(),
             xattrs: XattrsKnown::default(),
-            remembered: Mutex::new(Remembered::new(real)),
+            remembered: Mutex::new(Level::Remembered, Remembered::new(real)),
             dir: (kind == Kind::Dir).then(Box::default),
         }
     }

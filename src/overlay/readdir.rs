@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::node::{LayerIndex, LowerDir, Node, NodeId, UPPER};
+use super::order::{Level, Mutex};
 use super::resolve::From;
 use super::superblock::{Caller, Entry, Overlay};
 use super::whiteout::{WH_OPAQUE, WH_PREFIX, is_wh_name};
@@ -72,7 +72,7 @@ pub(super) struct Listings {
 impl Default for Listings {
     fn default() -> Listings {
         const SIMULTANEOUS_READERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(31);
-        Listings { lru: Mutex::new(LruCache::new(SIMULTANEOUS_READERS)), hasher: RandomState::new() }
+        Listings { lru: Mutex::new(Level::Leaf, LruCache::new(SIMULTANEOUS_READERS)), hasher: RandomState::new() }
     }
 }
 

@@ -84,7 +84,9 @@ impl Overlay {
         self.listings.forget(parent.id);
         let mut state = node.state.write();
         state.pins.object = Some(object);
-        self.lose_name(&node, &mut state);
+        let gone = self.lose_name(&node, &mut state);
+        drop(state);
+        self.let_go(gone);
         Ok(())
     }
 
@@ -155,7 +157,9 @@ impl Overlay {
         if let (Some(node), Some(mut state)) = (node, state)
             && state.place.is(parent, name)
         {
-            self.lose_name(node, &mut state);
+            let gone = self.lose_name(node, &mut state);
+            drop(state);
+            self.let_go(gone);
         }
         Ok(())
     }

@@ -8,10 +8,10 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
 use smallvec::SmallVec;
 
 use super::node::{LowerDir, Node, NodeId, Place, State, UPPER};
+use super::order::WriteGuard;
 use super::resolve::From;
 use super::superblock::{Caller, Overlay};
 use super::xattr::Mark;
@@ -230,6 +230,8 @@ impl Overlay {
                 Err(errno) => return Err(errno),
             }
         }
+        // Known from now on: what is to be done about it after the rename must not fail, nor open anything.
+        self.has_wh_names(&new.parent, &LowerDir::default())?;
         let on_disk = || self.move_upper(old, new, there);
         let result = self.swap_names(old, new, moving, None, removed, on_disk);
         drop(inside);
@@ -238,8 +240,6 @@ impl Overlay {
 
     /// The rename itself, in the upper.
     fn move_upper(&self, old: &End, new: &End, there: There) -> Result<()> {
-        // Known from now on: what is to be done about it after the rename must not fail.
-        self.has_wh_names(&new.parent, &LowerDir::default())?;
         if there == There::Names {
             return self.change_places(old, new);
         }
@@ -318,20 +318,23 @@ impl Overlay {
         // Files in order of their ids, then the rename lock, then directories: the written order.
         let mut nodes: SmallVec<[&Arc<Node>; 2]> = other.into_iter().chain([moving]).collect();
         nodes.sort_by_key(|node| (node.kind == Kind::Dir, node.id));
+        // Opened now: under the locks below nothing may be opened from above.
+        let left = match replaced {
+            Some(node) if node.kind != Kind::Dir => Some(self.dir_fd(&new.parent, node.state.read().layer)?),
+            _ => None,
+        };
         let mut renaming = None;
-        let mut states = SmallVec::<[(NodeId, RwLockWriteGuard<'_, State>); 2]>::new();
+        let mut states = SmallVec::<[(NodeId, WriteGuard<'_, State>); 2]>::new();
         for node in nodes {
             if node.kind == Kind::Dir && renaming.is_none() {
                 renaming = Some(self.renaming.write());
             }
             let mut state = node.state.write();
             if replaced.is_some_and(|replaced| replaced.id == node.id) && state.place.is(&new.parent, &new.name) {
-                match removed.take() {
-                    Some(dir) => state.pins.object = Some(dir),
-                    None => {
-                        let dir = self.dir_fd(&new.parent, state.layer)?;
-                        self.pin_object(node, &mut state, dir.as_fd(), &new.name)?;
-                    }
+                match (removed.take(), &left) {
+                    (Some(dir), _) => state.pins.object = Some(dir),
+                    (None, Some(dir)) => self.pin_object(node, &mut state, dir.as_fd(), &new.name)?,
+                    (None, None) => return Err(Errno::ESTALE),
                 }
             }
             states.push((node.id, state));
@@ -341,13 +344,17 @@ impl Overlay {
             _ => None,
         };
         on_disk()?;
-        if let Some(object) = object {
-            self.name_removed(At::Fd(object.as_fd()))?;
+        if let Some(object) = object
+            && let Err(errno) = self.name_removed(At::Fd(object.as_fd()))
+        {
+            // The rename is done, whatever becomes of the count.
+            log::warn!("the links of {} are not counted: {errno}", new.name.display());
         }
+        let mut gone = Vec::new();
         for (id, state) in &mut states {
             if *id == moving.id {
                 if state.place.is(&old.parent, &old.name) {
-                    self.settle(moving, state, new);
+                    gone.extend(self.settle(moving, state, new));
                     stay(moving, homes.take());
                 }
             } else if let Some(other) = other
@@ -355,10 +362,10 @@ impl Overlay {
             {
                 match swapped {
                     Some(_) => {
-                        self.settle(other, state, old);
+                        gone.extend(self.settle(other, state, old));
                         stay(other, other_homes.take());
                     }
-                    None => self.lose_name(other, state),
+                    None => gone.extend(self.lose_name(other, state)),
                 }
             }
         }
@@ -369,15 +376,18 @@ impl Overlay {
         }
         self.listings.forget(old.parent.id);
         self.listings.forget(new.parent.id);
+        drop(states);
+        drop(renaming);
+        self.let_go(gone);
         Ok(())
     }
 
     /// The node is at that end from now on.
-    fn settle(&self, node: &Arc<Node>, state: &mut State, end: &End) {
+    fn settle(&self, node: &Arc<Node>, state: &mut State, end: &End) -> Vec<Arc<Node>> {
         state.place = Place::In { parent: end.parent.clone(), name: end.name.clone() };
         // It may not have been watched there until now.
         node.xattrs.forget();
-        self.let_go(self.table.moved(node, Some(&end.parent)));
+        self.table.moved(node, Some(&end.parent))
     }
 
     /// A directory that lowers share in must tell before where they stay; another that comes to where a lower has its
@@ -432,7 +442,7 @@ impl Overlay {
         &self,
         a: &'a Arc<Node>,
         b: &'a Arc<Node>,
-    ) -> Result<(RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>)> {
+    ) -> Result<(WriteGuard<'a, ()>, Option<WriteGuard<'a, ()>>)> {
         if a.id == b.id {
             return Ok((self.names(a)?.write(), None));
         }

@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::RwLock;
 use smallvec::SmallVec;
 
 use super::metacopy::LowerData;
 use super::node::{LayerIndex, LowerDir, Node, NodeId, Place, RealId, UPPER};
+use super::order::RwLock;
 use super::origin::{Origin, inode_of};
 use super::superblock::{Caller, Entry, Lasting, Overlay};
 use super::table::{Interned, Key};

@@ -8,8 +8,6 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
-
 use super::cache::FdCache;
 use super::config::{Config, Features, RedirectDir, SetupError, Upper, Whiteouts, XattrNamespace};
 use super::idmap::Ids;
@@ -17,6 +15,7 @@ use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
+use super::order::{Level, RwLock};
 use super::override_stat::{check, find_sources};
 use super::readdir::Listings;
 use super::superblock::Overlay;
@@ -102,8 +101,8 @@ impl Overlay {
             readers: FdCache::new((limit / 8).clamp(16, 2048)),
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
             listings: Listings::default(),
-            crossing: RwLock::new(()),
-            renaming: RwLock::new(()),
+            crossing: RwLock::new(Level::Crossing, ()),
+            renaming: RwLock::new(Level::Renaming, ()),
             capability_dropped: std::sync::atomic::AtomicU64::new(0),
             foreign_changes: Epoch::default(),
             counts: super::counts::Counts::default(),

@@ -7,8 +7,6 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
-
 use super::cache::FdCache;
 use super::config::{Features, Fsync};
 use super::counts::Counts;
@@ -17,6 +15,7 @@ use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
+use super::order::RwLock;
 use super::readdir::Listings;
 use super::table::Table;
 use super::watch::{Listener, Watcher};

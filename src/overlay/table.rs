@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashTable;
-use parking_lot::Mutex;
 
 use super::node::{Node, NodeId, ROOT_ID, RealId};
+use super::order::{Level, Mutex};
 
 /// By what a node is recognised when it is looked up again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +80,7 @@ impl Table {
     pub fn new(root: Arc<Node>) -> Table {
         let mut inner = Inner::default();
         inner.enter(root);
-        Table { next: AtomicU64::new(ROOT_ID + 1), inner: Mutex::new(inner) }
+        Table { next: AtomicU64::new(ROOT_ID + 1), inner: Mutex::new(Level::Table, inner) }
     }
 
     /// The node of a number.

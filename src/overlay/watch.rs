@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::node::{LayerIndex, Node, NodeId, UPPER};
+use super::order::{Level, Mutex};
 use super::own_change::Removed;
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
@@ -66,8 +66,14 @@ struct Watched {
 }
 
 /// What a directory node knows of its watches.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Watches(Mutex<SmallVec<[(LayerIndex, WatchId); 1]>>);
+
+impl Default for Watches {
+    fn default() -> Watches {
+        Watches(Mutex::new(Level::Watches, SmallVec::new()))
+    }
+}
 
 impl Watches {
     /// Whether there is a watch for each layer of the directory.
@@ -93,7 +99,7 @@ impl Watcher {
         let budget = if queues.is_ok() { most / 4 * 3 } else { 0 };
         Watcher {
             queues: queues.ok(),
-            watched: Mutex::default(),
+            watched: Mutex::new(Level::Leaf, Watched::default()),
             removed: Removed::default(),
             budget: AtomicUsize::new(budget),
         }

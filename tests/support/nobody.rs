@@ -44,6 +44,11 @@ pub fn missing(way: Way) -> Option<&'static str> {
     None
 }
 
+/// A new mount namespace has a copy of every mount, and a copy keeps its server alive when the mount itself is gone: those of
+/// tests that run at the same time are let go.
+pub const FORGET_MOUNTS: &str =
+    "while read -r _ on kind _; do case $kind in fuse*) umount -l $on || true;; esac; done < /proc/self/mounts";
+
 const UNION: &str = r#"
 union() {
     if [ "$SUBJECT" = kernel ]; then
@@ -76,7 +81,8 @@ pub fn script(way: Way, prepare: &str, script: &str) -> String {
     // A device node for everybody, as distributions have it; only this mount namespace sees it.
     let enter = if namespaced { "unshare -Urm" } else { "" };
     let outer = format!(
-        "mknod ../fuse c 10 229 && chmod 666 ../fuse && mount --bind ../fuse /dev/fuse
+        "{FORGET_MOUNTS}
+         mknod ../fuse c 10 229 && chmod 666 ../fuse && mount --bind ../fuse /dev/fuse
          exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups {enter} bash -euc \"$SCRIPT\""
     );
     command.arg(outer).current_dir(&home).env("SCRIPT", format!("{UNION}{script}\n"));

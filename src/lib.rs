@@ -21,7 +21,7 @@
 //! - [`errno`]: the one error type of a request.
 //! - [`sys`]: every system call, and the only unsafe code. A descriptor and a name, never a path; no symlink is followed.
 //! - [`overlay`]: the union. A library that knows no FUSE; each file answers to the kernel's file of a like name.
-//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`), the threads (`server`),
+//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`, of opens `passthrough`), the threads (`server`),
 //!   what stands around each request (`boundary`),
 //!   mounting and the mount's life (`mount`, `session`), notices (`notices`). fuser does the handshake and the notices.
 //! - [`cli`]: the options as typed and as meant, and the daemon.
@@ -42,6 +42,13 @@
 //! real file through a descriptor that is pinned, cached, or opened now. What would go out of reach is pinned: an object
 //! whose last name goes, a file whose mode would refuse the server. Files are made by MKNOD, one message, where CREATE
 //! takes a RELEASE besides.
+//!
+//! # Passthrough
+//!
+//! With `passthrough=on` the kernel is given the real file at each open (`fuse/passthrough`) and no data comes by here, at
+//! the price of a message for each open and close. A file may go this way if no copy-up can put another in its place while
+//! it is open. What the union then does not hear of, it does not vouch for: events of such a file are its clients' own,
+//! and the attributes of one that can be mapped for writing are asked for each time (`overlay/own_change`).
 //!
 //! # Why the requests are read here and not by fuser
 //!

@@ -12,7 +12,7 @@ mod common;
 mod engine;
 
 use common::backing::Kind;
-use common::mounts::Maker;
+use common::mounts::{Maker, PASSTHROUGH};
 use engine::bench::Bench;
 use engine::campaign::{Campaign, scenario};
 use engine::generate::Generator;
@@ -42,11 +42,22 @@ fn what_was_found_holds() {
     }
     let _alone = ALONE.lock();
     let bench = Bench::new(Kind::Tmpfs).expect("root can mount a tmpfs");
+    let passed = cases().into_iter().map(|mut case| {
+        case.scenario.options += PASSTHROUGH;
+        case
+    });
     let failures: Vec<String> = cases()
         .into_iter()
+        .chain(passed)
         .filter_map(|case| {
             let failure = run(&bench, &case.scenario, Source::Recorded(case.calls)).err()?;
-            Some(format!("{}: {}\n    {}", case.name, failure.sort, failure.lines.join("\n    ")))
+            Some(format!(
+                "{}{}: {}\n    {}",
+                case.name,
+                case.scenario.options,
+                failure.sort,
+                failure.lines.join("\n    ")
+            ))
         })
         .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -137,6 +148,19 @@ fn answers_with_options_as_the_kernels_overlay_does() {
     }
     let _alone = ALONE.lock();
     if let Err(report) = Campaign::with_options().go() {
+        panic!("plyfs differs from the kernel's overlay:\n{report}");
+    }
+}
+
+/// With files that the kernel reads and writes past the server.
+#[test]
+fn answers_with_passthrough_as_the_kernels_overlay_does() {
+    const NAME: &str = "answers_with_passthrough_as_the_kernels_overlay_does";
+    if !common::is_real_root() || !common::has_fuse() {
+        return common::skip(NAME, "needs root and /dev/fuse");
+    }
+    let _alone = ALONE.lock();
+    if let Err(report) = Campaign::with_passthrough().go() {
         panic!("plyfs differs from the kernel's overlay:\n{report}");
     }
 }

@@ -1,7 +1,7 @@
 //! The flags as meant: options by name, their values checked, the defaults of the caller filled in.
 //!
 //! Looks at no file and no directory. Which options there are: all of the kernel's overlay, all of fuse-overlayfs, the
-//! generic ones of mount(8), and two of our own (`threads`, `timeout`). What is not implemented is accepted where the
+//! generic ones of mount(8), and a few of our own. What is not implemented is accepted where the
 //! mount then behaves as it would anyway, refused where accepting would promise something that is not kept, and warned
 //! about where nobody knows what it is.
 
@@ -18,6 +18,7 @@ use crate::cli::values::{choice, name, number, one_path, refusal, seconds};
 use crate::cli::{ids, known};
 use crate::fuse::adapter::Xattrs;
 use crate::fuse::mount::{MountOptions, Target};
+use crate::fuse::passthrough::Wish;
 use crate::fuse::server::MAX_DATA;
 use crate::overlay::config::{Config, Fsync, Permissions, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
 use crate::sys::process::MountFlags;
@@ -69,6 +70,8 @@ pub struct Serving {
     pub xattrs: Xattrs,
     /// The largest write that the kernel sends, in bytes.
     pub max_write: u32,
+    /// Whether the kernel reads and writes real files itself.
+    pub passthrough: Wish,
 }
 
 impl Default for Serving {
@@ -80,6 +83,7 @@ impl Default for Serving {
             writeback: None,
             xattrs: Xattrs::All,
             max_write: MAX_DATA,
+            passthrough: Wish::Auto,
         }
     }
 }
@@ -184,8 +188,8 @@ impl Reading {
             "remount" | "bind" | "rbind" | "move" => return Err(refusal(option, "not supported: unmount and mount")),
             "lowerdir" | "lowerdir+" | "datadir+" | "upperdir" | "workdir" | "redirect_dir" | "index" | "uuid"
             | "nfs_export" | "xino" | "metacopy" | "verity" | "fsync" | "timeout" | "threads" | "writeback"
-            | "fsname" | "subtype" | "max_read" | "uidmapping" | "gidmapping" | "squash_to_uid" | "squash_to_gid"
-            | "xattr_permissions" | "log" => return Err(refusal(option, "needs a value")),
+            | "passthrough" | "fsname" | "subtype" | "max_read" | "uidmapping" | "gidmapping" | "squash_to_uid"
+            | "squash_to_gid" | "xattr_permissions" | "log" => return Err(refusal(option, "needs a value")),
             _ => self.unknown.push(option.typed.clone()),
         }
         Ok(())
@@ -232,6 +236,10 @@ impl Reading {
             }
             "max_write" => self.serving.max_write = number(option, value, 0, u32::MAX)?.clamp(4096, MAX_DATA),
             "writeback" => self.serving.writeback = Some(choice(option, value, &[("1", true), ("0", false)])?),
+            "passthrough" => {
+                let words = [("on", Wish::On), ("off", Wish::Off), ("auto", Wish::Auto)];
+                self.serving.passthrough = choice(option, value, &words)?;
+            }
             "timeout" => self.serving.timeout = Some(seconds(option, value)?),
             "threads" => self.serving.threads = Some(number(option, value, 1, 1024)?),
             "max_read" => self.mount.max_read = Some(number(option, value, 4096, u32::MAX)?),
@@ -391,6 +399,8 @@ mod tests {
         assert_eq!(union("timeout=1000000000").serving.timeout, Some(Duration::from_secs(1_000_000_000)));
         assert_eq!(union("timeout=0.5").serving.timeout, Some(Duration::from_millis(500)));
         assert_eq!(union("writeback=0").serving.writeback, Some(false));
+        let wishes = [union("passthrough=on"), union("passthrough=off"), union("passthrough=auto"), union("ro")];
+        assert_eq!(wishes.map(|args| args.serving.passthrough), [Wish::On, Wish::Off, Wish::Auto, Wish::Auto]);
         assert_eq!(union("max_read=65536").mount.max_read, Some(65536));
         assert_eq!(union(r"fsname=a\,b").mount.fsname, "a,b");
         assert!(union("debug").foreground);
@@ -419,6 +429,8 @@ mod tests {
             ("xino=maybe", "xino=maybe: must be auto or on or off"),
             ("threads=0", "threads=0: must be a number from 1 to 1024"),
             ("threads", "threads: needs a value"),
+            ("passthrough=maybe", "passthrough=maybe: must be on or off or auto"),
+            ("passthrough", "passthrough: needs a value"),
             ("timeout=-1", "timeout=-1: must be a number of seconds, not negative"),
             ("timeout=nan", "timeout=nan: must be a number of seconds, not negative"),
             ("fsname=", "fsname=: needs a value"),

@@ -102,6 +102,7 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         writeback: serving.writeback.unwrap_or(false),
         acl: serving.xattrs == Xattrs::All,
         max_write: serving.max_write,
+        passthrough: serving.passthrough,
     };
     if let Err(errno) = overlay.begin() {
         log::warn!("the work directory cannot be marked as volatile: {errno}");

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::passthrough::Passthrough;
 use super::wire::{self, Header, Reader, Writer, dirent_size, opcode};
 use crate::errno::{Errno, Result};
 use crate::overlay::{Caller, Entry, Lasting, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
@@ -33,7 +34,11 @@ impl Policy {
     }
 
     fn attributes(&self, lasting: Lasting) -> Duration {
-        if lasting == Lasting::Both { self.vouched } else { self.unvouched }
+        match lasting {
+            Lasting::Both => self.vouched,
+            Lasting::Name | Lasting::Neither => self.unvouched,
+            Lasting::NameOnly => Duration::ZERO,
+        }
     }
 }
 
@@ -59,10 +64,12 @@ pub enum Xattrs {
 /// Translates between the protocol and the union.
 #[derive(Debug)]
 pub struct Adapter {
-    overlay: Arc<Overlay>,
+    pub(super) overlay: Arc<Overlay>,
     policy: Policy,
     xattrs: Xattrs,
     long_setxattr: bool,
+    /// The open files, where the kernel may read and write the real ones itself.
+    pub(super) passthrough: Option<Passthrough>,
 }
 
 /// What goes back to the kernel.
@@ -105,13 +112,12 @@ const FSYNC_DATA_ONLY: u32 = 1;
 const SETXATTR_ACL_KILL_SGID: u32 = 1;
 /// More than any kernel asks for at once.
 const MAX_READ: usize = 1 << 26;
-const OPEN_KEEP_CACHE: u32 = 1 << 1;
 
 impl Adapter {
     /// An adapter for a union.
     #[must_use]
     pub fn new(overlay: Arc<Overlay>, policy: Policy) -> Adapter {
-        Adapter { overlay, policy, xattrs: Xattrs::All, long_setxattr: true }
+        Adapter { overlay, policy, xattrs: Xattrs::All, long_setxattr: true, passthrough: None }
     }
 
     /// The same with fewer extended attributes.
@@ -124,6 +130,12 @@ impl Adapter {
     #[must_use]
     pub fn with_long_setxattr(self, long_setxattr: bool) -> Adapter {
         Adapter { long_setxattr, ..self }
+    }
+
+    /// The same, for a connection that was granted passthrough.
+    #[must_use]
+    pub(super) fn with_passthrough(self, passthrough: Option<Passthrough>) -> Adapter {
+        Adapter { passthrough, ..self }
     }
 
     /// The union.
@@ -169,7 +181,8 @@ impl Adapter {
                 Ok(Answer::Out)
             }
             opcode::STATFS => self.statfs(buffers),
-            opcode::RELEASE | opcode::RELEASEDIR | opcode::DESTROY => Ok(Answer::Out),
+            opcode::RELEASE => self.release(header, &mut body),
+            opcode::RELEASEDIR | opcode::DESTROY => Ok(Answer::Out),
             opcode::GETXATTR | opcode::LISTXATTR | opcode::SETXATTR | opcode::REMOVEXATTR => {
                 self.xattr(header, &mut body, buffers)
             }
@@ -177,8 +190,11 @@ impl Adapter {
                 self.file_range(header, &mut body, buffers)
             }
             // Said once each, and the kernel never asks again: opens and closes cost no message from then on, and files
-            // are made by MKNOD, which takes one message where CREATE and RELEASE take two.
-            opcode::OPEN | opcode::OPENDIR | opcode::FLUSH | opcode::CREATE => Err(Errno::ENOSYS),
+            // are made by MKNOD, which takes one message where CREATE and RELEASE take two. With passthrough the kernel must
+            // learn at each open which file it may read and write itself.
+            opcode::OPEN => self.open(header, &mut body, buffers),
+            opcode::CREATE => self.create(header, &mut body, buffers),
+            opcode::OPENDIR | opcode::FLUSH => Err(Errno::ENOSYS),
             _ => self.change_names(header, &mut body, buffers),
         }
     }
@@ -199,7 +215,7 @@ impl Adapter {
         }
     }
 
-    fn entry(&self, entry: &Entry, buffers: &mut Buffers) -> Answer {
+    pub(super) fn entry(&self, entry: &Entry, buffers: &mut Buffers) -> Answer {
         let (names, attributes) = (self.policy.names(entry.lasting), self.policy.attributes(entry.lasting));
         buffers.out.put_entry(entry.id, &entry.attr, names, attributes);
         buffers.entered.push(entry.id);
@@ -236,14 +252,9 @@ impl Adapter {
                 self.overlay.link(&caller(header, 0), node, parent, body.name()?)?
             }
             opcode::TMPFILE => {
-                let (_flags, mode, umask) = (body.u32()?, body.u32()?, body.u32()?);
+                let (flags, mode, umask) = (body.u32()?, body.u32()?, body.u32()?);
                 let entry = self.overlay.tmpfile(&caller(header, umask), parent, mode)?;
-                let answer = self.entry(&entry, buffers);
-                // fuse_open_out: no handle, and the cache is kept.
-                buffers.out.put_u64(0);
-                buffers.out.put_u32(OPEN_KEEP_CACHE);
-                buffers.out.put_u32(0);
-                return Ok(answer);
+                return self.entry_open(entry, flags, buffers);
             }
             opcode::UNLINK => {
                 self.overlay.unlink(&caller(header, 0), parent, body.name()?)?;
@@ -478,10 +489,10 @@ impl Adapter {
     }
 }
 
-fn caller(header: &Header, umask: u32) -> Caller {
+pub(super) fn caller(header: &Header, umask: u32) -> Caller {
     Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
 }
 
-fn privileges(header: &Header, kill: bool) -> Privileges {
+pub(super) fn privileges(header: &Header, kill: bool) -> Privileges {
     if kill { Privileges::Kill(caller(header, 0)) } else { Privileges::Keep }
 }

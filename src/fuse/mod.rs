@@ -6,6 +6,7 @@ mod follow;
 mod fusermount;
 pub mod mount;
 pub mod notices;
+pub mod passthrough;
 pub mod server;
 pub mod session;
 pub mod wire;

@@ -14,6 +14,7 @@ use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, Session
 use super::adapter::{Adapter, Answer, Buffers};
 use super::boundary::{Tallies, Tally};
 use super::follow::Follower;
+use super::passthrough::{self, Passthrough, Wish};
 use super::wire::{Reader, Writer, operation};
 use crate::errno::{Errno, Result};
 use crate::sys;
@@ -49,11 +50,20 @@ pub struct Options {
     pub acl: bool,
     /// The largest write, in bytes; at most [`MAX_DATA`].
     pub max_write: u32,
+    /// Whether the kernel is to read and write real files itself.
+    pub passthrough: Wish,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 4, own_queues: true, writeback: false, acl: true, max_write: MAX_DATA }
+        Options {
+            threads: 4,
+            own_queues: true,
+            writeback: false,
+            acl: true,
+            max_write: MAX_DATA,
+            passthrough: Wish::Auto,
+        }
     }
 }
 
@@ -73,6 +83,8 @@ struct Handshake {
     options: Options,
     /// Whether SETXATTR has the longer form.
     long_setxattr: Arc<AtomicBool>,
+    /// Whether passthrough was granted.
+    passthrough: Arc<AtomicBool>,
 }
 
 impl fuser::Filesystem for Handshake {
@@ -85,6 +97,9 @@ impl fuser::Filesystem for Handshake {
             config
                 .add_capabilities(wanted.difference(missing))
                 .map_err(|flags| io::Error::other(format!("flags {flags:?} were offered and then refused")))?;
+        }
+        if passthrough::ask(config, self.options.passthrough, self.options.writeback) {
+            self.passthrough.store(true, Ordering::Relaxed);
         }
         self.long_setxattr.store(config.capabilities().contains(InitFlags::FUSE_SETXATTR_EXT), Ordering::Relaxed);
         let settled = (config.set_max_write(self.options.max_write), config.set_max_background(MAX_BACKGROUND));
@@ -102,10 +117,13 @@ impl Server {
         let own = device.try_clone()?;
         // The kernel enforces who may use the mount (`allow_other`).
         let long_setxattr = Arc::new(AtomicBool::new(false));
-        let handshake = Handshake { options, long_setxattr: long_setxattr.clone() };
+        let granted = Arc::new(AtomicBool::new(false));
+        let handshake = Handshake { options, long_setxattr: long_setxattr.clone(), passthrough: granted.clone() };
         let session = Session::from_fd(handshake, device, SessionACL::All, Config::default())?;
-        let adapter = Arc::new(adapter.with_long_setxattr(long_setxattr.load(Ordering::Relaxed)));
-        Ok(Server { adapter, device: Arc::new(own), session, options, tallies: Tallies::default() })
+        let device = Arc::new(own);
+        let passthrough = granted.load(Ordering::Relaxed).then(|| Passthrough::new(device.clone()));
+        let adapter = adapter.with_long_setxattr(long_setxattr.load(Ordering::Relaxed)).with_passthrough(passthrough);
+        Ok(Server { adapter: Arc::new(adapter), device, session, options, tallies: Tallies::default() })
     }
 
     /// With this the kernel is told of changes that it does not know of.

@@ -263,6 +263,13 @@ pub trait Writer {
         }
     }
 
+    /// Appends `fuse_open_out`, without a handle.
+    fn put_open(&mut self, flags: u32, backing: u32) {
+        self.put_u64(0);
+        self.put_u32(flags);
+        self.put_u32(backing);
+    }
+
     /// Appends `fuse_entry_out`. A node number of 0 says that there is nothing, which is remembered as long.
     fn put_entry(&mut self, node: u64, attr: &Stat, entry_lifetime: Duration, attr_lifetime: Duration) {
         self.put_u64(node);

@@ -49,7 +49,7 @@ impl Overlay {
         let attr = self.attr(&node)?;
         let lasting = match (&node.dir, node.named()) {
             (Some(_), _) if self.is_watched(&node) => Lasting::Both,
-            (None, Some((parent, _))) if self.is_watched(&parent) => self.lasting_attributes(&attr),
+            (None, Some((parent, _))) if self.is_watched(&parent) => self.lasting_attributes(&node, &attr),
             _ => Lasting::Neither,
         };
         Ok((attr, lasting))
@@ -90,6 +90,8 @@ impl Overlay {
                 // Root's writes leave suid as it is; their herald follows on the removal of a capability.
                 let may = match caller.uid {
                     0 => self.capability_dropped.swap(0, Ordering::Relaxed) != id,
+                    // A write past the server brings no flag of its own.
+                    _ if node.own_change.is_unheard() => true,
                     uid => uid == self.owner_shown(at)?.uid,
                 };
                 if may { self.kill_privileges(caller, &node, at) } else { Ok(()) }

@@ -102,6 +102,11 @@ impl Overlay {
         if layer == UPPER && node.own_change.is(&stat) {
             return;
         }
+        if layer == UPPER && node.own_change.is_unheard() {
+            // Its clients' own writes, as a rule: of the contents the kernel keeps nothing while they go past it.
+            listener.attributes_changed(node.id);
+            return;
+        }
         self.foreign_changes.end();
         if node.state.read().layer == layer {
             listener.object_changed(node.id);

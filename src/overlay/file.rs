@@ -15,6 +15,17 @@ use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
 
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Both: it may be mapped, and written to through the mapping even after it was closed.
+    Both,
+}
+
 /// Whether a write also takes suid, sgid and capabilities away.
 #[derive(Clone, Copy, Debug)]
 pub enum Privileges {
@@ -94,6 +105,47 @@ impl Overlay {
             Kind::File => Ok(node),
             Kind::Dir => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The real file that clients may read and write without us while it is open: one that no copy-up can put another in
+    /// the place of. What is opened for writing is copied up. `None` if it takes us to read it.
+    pub fn file_to_pass(&self, id: NodeId, access: Access) -> Result<Option<Arc<OwnedFd>>> {
+        let node = self.file(id)?;
+        if access != Access::Read {
+            return self.open_writer(&node).map(Some);
+        }
+        if self.is_writable() && (!node.in_upper() || self.is_without_data(&node)) {
+            return Ok(None);
+        }
+        // What the server cannot open can perhaps be read another way.
+        Ok(self.open_reader(&node).ok())
+    }
+
+    /// From now on a file may be written to without us.
+    pub fn begin_direct_writes(&self, id: NodeId, access: Access) {
+        let Ok(node) = self.node(id) else { return };
+        if node.own_change.begin_unheard(access == Access::Both) {
+            // What was told of its times before does not hold: no event and no message tells of a write through a mapping.
+            self.note_attributes(&node);
+        }
+    }
+
+    /// From now on it may not, but through a mapping. What was written so far is no foreign change.
+    pub fn end_direct_writes(&self, id: NodeId) {
+        let Ok(node) = self.node(id) else { return };
+        node.own_change.end_unheard();
+        match self.writers.get(&id) {
+            Some(fd) => self.note_change(&node, At::Fd(fd.as_fd())),
+            None => {
+                let noted = self.with_real(&node, |at, _| {
+                    self.note_change(&node, at);
+                    Ok(())
+                });
+                if let Err(errno) = noted {
+                    log::debug!("node {id}: what was written to it may pass for a foreign change: {errno}");
+                }
+            }
         }
     }
 

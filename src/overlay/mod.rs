@@ -40,7 +40,7 @@ mod xattr_known;
 pub use attr::SetAttr;
 pub use config::{Config, SetupError};
 pub use counts::Held;
-pub use file::Privileges;
+pub use file::{Access, Privileges};
 pub use node::{NodeId, ROOT_ID};
 pub use readdir::{Dirent, Room};
 pub use rename::Rename;

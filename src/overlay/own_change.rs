@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -24,11 +24,36 @@ pub(super) enum Number {
     Changed,
 }
 
-/// When an object was last changed through the union, as its ctime: 0 for never.
+/// When an object was last changed through the union, as its ctime (0 for never), and whether it changes without it.
 #[derive(Debug, Default)]
-pub(super) struct OwnChange(AtomicU64);
+pub(super) struct OwnChange(AtomicU64, AtomicU8);
+
+/// Clients have it open to write to it without us.
+const UNHEARD: u8 = 1;
+/// Somebody may have it mapped to write to it without us, and without an event.
+const MAPPED: u8 = 2;
 
 impl OwnChange {
+    /// Writes may come that nobody here hears of; says whether that is the first time that it may be mapped.
+    pub fn begin_unheard(&self, mapped: bool) -> bool {
+        let flags = if mapped { UNHEARD | MAPPED } else { UNHEARD };
+        let before = self.1.fetch_or(flags, Ordering::Relaxed);
+        mapped && before & MAPPED == 0
+    }
+
+    /// No more of them; a mapping may stay for as long as the node.
+    pub fn end_unheard(&self) {
+        self.1.fetch_and(!UNHEARD, Ordering::Relaxed);
+    }
+
+    pub fn is_unheard(&self) -> bool {
+        self.1.load(Ordering::Relaxed) & UNHEARD != 0
+    }
+
+    pub fn is_mapped(&self) -> bool {
+        self.1.load(Ordering::Relaxed) & MAPPED != 0
+    }
+
     fn stamp(stat: &Stat) -> u64 {
         (stat.ctime.sec.cast_unsigned() << 30) | u64::from(stat.ctime.nsec)
     }

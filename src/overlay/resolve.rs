@@ -406,7 +406,7 @@ impl Overlay {
         if self.watcher.get().is_none() || !self.is_watched(parent) {
             return Ok((shown, Lasting::Neither));
         }
-        let Some(dir) = &node.dir else { return Ok((shown, self.lasting_attributes(&shown))) };
+        let Some(dir) = &node.dir else { return Ok((shown, self.lasting_attributes(node, &shown))) };
         if dir.watches.is_complete(node) {
             return Ok((shown, Lasting::Both));
         }
@@ -419,9 +419,13 @@ impl Overlay {
         found.layer != UPPER && !found.stat.is_dir() && found.stat.nlink > 1 && !self.is_indexed(&found.stat)
     }
 
-    /// A file with several links can change under a name that is not watched.
-    pub(super) fn lasting_attributes(&self, stat: &Stat) -> Lasting {
-        if stat.nlink > 1 { Lasting::Name } else { Lasting::Both }
+    /// A file with several links can change under a name that is not watched, one that is mapped without an event.
+    pub(super) fn lasting_attributes(&self, node: &Node, stat: &Stat) -> Lasting {
+        match stat.nlink {
+            _ if node.own_change.is_mapped() => Lasting::NameOnly,
+            0 | 1 => Lasting::Both,
+            _ => Lasting::Name,
+        }
     }
 
     /// A node was found again, perhaps elsewhere: under another of its names, or moved behind the mount.

@@ -125,6 +125,8 @@ pub enum Lasting {
     Both,
     /// The name will be taken back if it changes, the attributes not.
     Name,
+    /// The name will be taken back if it changes; the attributes may be others the moment after.
+    NameOnly,
     /// Nobody will say when it changes.
     Neither,
 }

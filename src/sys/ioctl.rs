@@ -68,3 +68,33 @@ pub fn clone_fuse_device(new: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<
     let r = unsafe { libc::ioctl(new.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw const source) };
     if r < 0 { Err(Errno::from(std::io::Error::last_os_error())) } else { Ok(()) }
 }
+
+/// `struct fuse_backing_map` of `linux/fuse.h`.
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
+
+/// Makes a file known to a FUSE connection as one that the kernel may read and write itself
+/// (`FUSE_DEV_IOC_BACKING_OPEN`); the number stands for it until it is closed. `EPERM` without `CAP_SYS_ADMIN`, or if the
+/// connection was not granted passthrough; `ELOOP` for a file system that is stacked on others already.
+pub fn open_backing(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32> {
+    // _IOW(229, 1, struct fuse_backing_map)
+    const FUSE_DEV_IOC_BACKING_OPEN: libc::c_ulong = 0x4010_e501;
+    gate("backing_open")?;
+    let map = BackingMap { fd: file.as_raw_fd(), flags: 0, padding: 0 };
+    // SAFETY: the ioctl reads one fuse_backing_map at the pointer.
+    let r = unsafe { libc::ioctl(device.as_raw_fd(), FUSE_DEV_IOC_BACKING_OPEN, &raw const map) };
+    u32::try_from(r).map_err(|_| Errno::from(std::io::Error::last_os_error()))
+}
+
+/// Takes the number back (`FUSE_DEV_IOC_BACKING_CLOSE`). What is open on it stays open.
+pub fn close_backing(device: BorrowedFd<'_>, backing: u32) -> Result<()> {
+    // _IOW(229, 2, uint32_t)
+    const FUSE_DEV_IOC_BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
+    // SAFETY: the ioctl reads one u32 at the pointer.
+    let r = unsafe { libc::ioctl(device.as_raw_fd(), FUSE_DEV_IOC_BACKING_CLOSE, &raw const backing) };
+    if r < 0 { Err(Errno::from(std::io::Error::last_os_error())) } else { Ok(()) }
+}

@@ -263,6 +263,15 @@ pub fn has_sys_admin() -> bool {
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
+/// Whether this is the user namespace that the machine began with, in which privileges are those of the machine.
+#[must_use]
+pub fn is_in_first_user_namespace() -> bool {
+    // PROC_USER_INIT_INO
+    const FIRST: u64 = 0xefff_fffd;
+    std::fs::metadata("/proc/self/ns/user")
+        .is_ok_and(|namespace| std::os::unix::fs::MetadataExt::ino(&namespace) == FIRST)
+}
+
 /// Whether a file system may be attached in this mount namespace: asks for a context of that type and drops it.
 ///
 /// # Errors

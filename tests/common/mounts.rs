@@ -38,6 +38,9 @@ impl Stack {
     }
 }
 
+/// An option that changes no answer, and that the kernel does not know.
+pub const PASSTHROUGH: &str = ",passthrough=on";
+
 /// Who makes the union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
@@ -67,7 +70,8 @@ impl Mounted {
     }
 
     fn kernel(stack: &Stack, point: &Path, extra: &str) -> Result<Mounted, String> {
-        let options = [stack.options(), extra.as_bytes().to_vec()].concat();
+        let known = extra.replace(PASSTHROUGH, "");
+        let options = [stack.options(), known.into_bytes()].concat();
         let options = CString::new(options).map_err(|error| error.to_string())?;
         mount("overlay", point, "overlay", MountFlags::NOATIME, options.as_c_str())
             .map_err(|error| format!("overlay: {error}"))?;

@@ -13,7 +13,7 @@ use super::run::{Failure, Layers, Scenario, Source, kernel_layer, run};
 use super::shrink::shrink;
 use super::tree::Tree;
 use crate::common::backing::Kind;
-use crate::common::mounts::Maker;
+use crate::common::mounts::{Maker, PASSTHROUGH};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -99,6 +99,13 @@ impl Campaign {
             OPTIONS.iter().map(|set| (*set).to_owned()).collect()
         };
         Campaign { options, limit: all.limit / 2, ..all }
+    }
+
+    /// The same with data that goes past the server.
+    pub fn with_passthrough() -> Campaign {
+        let all = Campaign::from_environment();
+        let options = all.options.iter().map(|set| format!("{set}{PASSTHROUGH}")).collect();
+        Campaign { options, limit: all.limit / 3, ..all }
     }
 
     /// The same for a plain user, on the kinds that `from_environment` says.

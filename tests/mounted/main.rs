@@ -18,6 +18,7 @@ mod names;
 mod numbers;
 mod open_files;
 mod owners;
+mod passthrough;
 mod removal;
 mod rights;
 mod staying_up;

@@ -1,7 +1,8 @@
 //! A union on temporary directories, mounted for one test and gone after it.
 //!
 //! `SUBJECT=kernel` mounts the kernel's overlay instead of plyfs, which is how the tests themselves are checked: what they
-//! ask for is what the kernel does, or they say that they are about plyfs only.
+//! ask for is what the kernel does, or they say that they are about plyfs only. `PLYFS_TEST_OPTIONS=passthrough=on` adds
+//! options to what is mounted for a test.
 
 #![allow(dead_code)]
 
@@ -143,9 +144,13 @@ impl Layers {
     /// The value of `-o`, relative to [`Layers::root`].
     pub fn options(&self) -> String {
         let lowers = (1..=self.lowers).map(|lower| format!("l{lower}")).collect::<Vec<_>>().join(":");
+        let more = match (subject(), std::env::var("PLYFS_TEST_OPTIONS")) {
+            (Subject::Plyfs, Ok(more)) => format!(",{more}"),
+            _ => String::new(),
+        };
         match self.writable {
-            true => format!("lowerdir={lowers},upperdir=upper,workdir=work"),
-            false => format!("lowerdir={lowers}"),
+            true => format!("lowerdir={lowers},upperdir=upper,workdir=work{more}"),
+            false => format!("lowerdir={lowers}{more}"),
         }
     }
 

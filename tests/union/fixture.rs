@@ -58,10 +58,11 @@ impl Layers {
 
     /// Layers that another process made; they are not removed.
     pub fn at(dir: &Path) -> Layers {
-        let made = Layers::of(&[]);
+        // In there, so that it goes with them when this process is killed.
+        let own = tempfile::Builder::new().prefix("victim-").tempdir_in(dir).unwrap();
         let upper = Upper { dir: dir.join("upper"), work: dir.join("work") };
         let lowers = (1..).map(|n| dir.join(format!("l{n}"))).take_while(|layer| layer.exists()).collect();
-        Layers { config: Config { lowers, upper: Some(upper), ..Config::default() }, ..made }
+        Layers { dir: own, config: Config { lowers, upper: Some(upper), ..Config::default() } }
     }
 
     /// With something in the upper.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::copy_up::Published;
 use super::metacopy::LowerData;
-use super::node::{LayerIndex, Node, RealId, UPPER};
+use super::node::{LayerIndex, Node, RealId, State, UPPER};
 use super::origin::Origin;
 use super::resolve::{Found, From};
 use super::superblock::Overlay;
@@ -241,16 +241,24 @@ impl Overlay {
         }
     }
 
-    /// A name of an upper object was removed: the last one takes the index entry with it.
-    pub(super) fn name_removed(&self, object: At<'_>) -> Result<()> {
-        let Some(index) = &self.index else { return Ok(()) };
-        let mut stat = sys::stat(object)?;
-        if stat.is_dir() || stat.nlink == 0 || self.own_mark(object, Mark::Nlink)?.is_none() {
-            return Ok(());
+    /// A name of an upper object was removed: the last one takes the index entry with it, and whoever has the object open
+    /// goes on with the object itself. Returns the nodes to let go once no state is locked.
+    pub(super) fn name_removed(&self, object: OwnedFd, of: Option<(&Arc<Node>, &mut State)>) -> Result<Vec<Arc<Node>>> {
+        let Some(index) = &self.index else { return Ok(Vec::new()) };
+        let at = At::Fd(object.as_fd());
+        let mut stat = sys::stat(at)?;
+        if stat.is_dir() || stat.nlink == 0 || self.own_mark(at, Mark::Nlink)?.is_none() {
+            return Ok(Vec::new());
         }
-        self.count_names(object, &mut stat, None)?;
-        let Some(origin) = self.own_mark(object, Mark::Origin)?.filter(|_| stat.nlink == 0) else { return Ok(()) };
-        sys::unlink(index.dir.as_fd(), &entry_name(&origin))
+        self.count_names(at, &mut stat, None)?;
+        let Some(origin) = self.own_mark(at, Mark::Origin)?.filter(|_| stat.nlink == 0) else { return Ok(Vec::new()) };
+        sys::unlink(index.dir.as_fd(), &entry_name(&origin))?;
+        if let Some((node, state)) = of {
+            state.index = None;
+            state.pins.object.get_or_insert_with(|| Arc::new(object));
+            return Ok(self.lose_name(node, state));
+        }
+        Ok(Vec::new())
     }
 
     /// Takes out of the index what a crash or an offline change of a layer has left there: temporary names, whiteouts,

@@ -149,18 +149,19 @@ impl Overlay {
         } else {
             sys::unlink(dir.as_fd(), name)?;
         }
-        if let Some(object) = object {
-            self.name_removed(At::Fd(object.as_fd()))?;
-        }
+        let mut gone = match object {
+            Some(object) => self.name_removed(object, node.zip(state.as_deref_mut()))?,
+            None => Vec::new(),
+        };
         self.note_removed(parent, name);
         self.listings.forget(parent.id);
-        if let (Some(node), Some(mut state)) = (node, state)
+        if let (Some(node), Some(state)) = (node, &mut state)
             && state.place.is(parent, name)
         {
-            let gone = self.lose_name(node, &mut state);
-            drop(state);
-            self.let_go(gone);
+            gone.extend(self.lose_name(node, state));
         }
+        drop(state);
+        self.let_go(gone);
         Ok(())
     }
 

@@ -344,13 +344,15 @@ impl Overlay {
             _ => None,
         };
         on_disk()?;
-        if let Some(object) = object
-            && let Err(errno) = self.name_removed(At::Fd(object.as_fd()))
-        {
-            // The rename is done, whatever becomes of the count.
-            log::warn!("the links of {} are not counted: {errno}", new.name.display());
-        }
         let mut gone = Vec::new();
+        if let Some(object) = object {
+            let state = replaced.and_then(|replaced| states.iter_mut().find(|(id, _)| *id == replaced.id));
+            match self.name_removed(object, replaced.zip(state.map(|(_, state)| &mut **state))) {
+                Ok(nodes) => gone = nodes,
+                // The rename is done, whatever becomes of the count.
+                Err(errno) => log::warn!("the links of {} are not counted: {errno}", new.name.display()),
+            }
+        }
         for (id, state) in &mut states {
             if *id == moving.id {
                 if state.place.is(&old.parent, &old.name) {

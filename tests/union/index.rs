@@ -57,6 +57,8 @@ fn names_are_counted_as_they_come_and_go() {
     u.unlink("d/f").unwrap();
     // Nobody can come by it any more, but who has it open.
     assert_eq!((u.read_node(last).unwrap(), entries(&u)), ("12".to_owned(), 0));
+    u.put(last, 2, b"3").unwrap();
+    assert_eq!((u.read_node(last).unwrap(), u.overlay.getattr(last).unwrap().0.nlink), ("123".to_owned(), 0));
     u.reopen().shows("d/c = n");
 }
 
@@ -108,4 +110,28 @@ fn an_entry_of_something_else_is_refused() {
     fs::write(&entry, "secret").unwrap();
     let u = layers.open();
     assert_eq!(u.at("b"), Err(plyfs::errno::Errno::EIO));
+}
+
+#[test]
+fn a_file_that_lost_its_last_name_can_still_be_asked() {
+    for replaced in [false, true] {
+        let u = indexing(&["a = 1\n b == a"]).open();
+        u.append("a", "2").unwrap();
+        let layers = u.close();
+        let u = layers.open();
+        // Found by the index, and by no name of the upper.
+        let id = u.at("b").unwrap();
+        u.unlink("a").unwrap();
+        assert_eq!((u.overlay.getattr(id).unwrap().0.nlink, entries(&u)), (1, 1));
+        if replaced {
+            u.create("new", "n").unwrap();
+            u.rename("new", "b").unwrap();
+        } else {
+            u.unlink("b").unwrap();
+        }
+        assert_eq!((u.overlay.getattr(id).unwrap().0.nlink, entries(&u)), (0, 0));
+        assert_eq!(u.read_node(id).unwrap(), "12");
+        u.put(id, 2, b"3").unwrap();
+        assert_eq!(u.read_node(id).unwrap(), "123");
+    }
 }

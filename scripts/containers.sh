@@ -16,7 +16,8 @@ for program in podman crun busybox newuidmap python3; do
     command -v "$program" >/dev/null || { echo "no $program" >&2; exit 1; }
 done
 
-dir=$(mktemp -d "${TMPDIR:-/tmp}/plyfs-containers-XXXXXX")
+# Short: where a path of a socket has more than 108 bytes, podman waits 20 seconds for each container.
+dir=$(mktemp -d /tmp/plyfs-c-XXXXXX)
 trap 'rm -rf "$dir"' EXIT
 chmod 755 "$dir"
 export DIR=$dir

@@ -64,7 +64,7 @@ fn the_call_of_containerds_snapshotter() {
         r#"for type in fuse-overlayfs plyfs; do
             mount.fuse3 overlay "$PWD/C/merged" -o workdir=C/work -o upperdir=C/diff -o lowerdir=A/diff:B/diff -t $type 2>&1 | cat
             worked C/merged
-            grep -o "^$type .* fuse.$type [a-z]*" /proc/mounts | cut -d' ' -f1,3
+            grep "^$type $PWD/C/merged fuse.$type " /proc/mounts | cut -d' ' -f1,3
             umount C/merged
         done
         mount.fuse3 overlay "$PWD/C/merged" -o lowerdir=A/diff:B/diff -t fuse-overlayfs; cat C/merged/a; umount C/merged; no_servers"#,

@@ -13,6 +13,9 @@ use super::adapter::{Adapter, Answer, Buffers};
 use super::wire::{Header, operation};
 use crate::errno::{Errno, Result};
 
+/// How often a request for which there are no descriptors is tried again.
+const TRIES: usize = 8;
+
 /// What is no answer to a caller's mistake, but trouble with a layer or of the server's own.
 const TROUBLE: [Errno; 6] = [Errno::EIO, Errno::ENOSPC, Errno::EDQUOT, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
 
@@ -48,8 +51,10 @@ impl Tally {
             Tally::add(cell);
         }
         let mut answer = self.guarded(adapter, header, body, buffers);
-        if let Err(Errno::EMFILE | Errno::ENFILE) = answer {
-            // What failed has changed nothing. What is only kept because it may be wanted again is in the way now.
+        for _ in 0..TRIES {
+            let Err(Errno::EMFILE | Errno::ENFILE) = answer else { break };
+            // What failed has changed nothing. What is only kept because it may be wanted again is in the way now. Other
+            // threads keep descriptors meanwhile, so that one more try may be too few.
             log::warn!("no more descriptors: those that are only kept are closed");
             Tally::add(&self.retries);
             adapter.overlay().close_kept();

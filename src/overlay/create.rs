@@ -87,6 +87,9 @@ impl Overlay {
     /// Makes a regular file without a name (`O_TMPFILE`). It can be given one by [`Overlay::link`].
     pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32) -> Result<Entry> {
         let parent = self.node(parent)?;
+        if parent.kind != Kind::Dir {
+            return Err(Errno::ENOTDIR);
+        }
         let caller = self.caller_on_disk(caller);
         self.copy_up(&parent)?;
         let dir = self.dir_fd(&parent, UPPER)?;

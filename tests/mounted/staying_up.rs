@@ -124,7 +124,7 @@ fn few_descriptors_are_enough() {
     let union = layers.mount();
     let daemon = union.daemon();
     let open = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().count();
-    run("prlimit", &["--pid", &daemon.to_string(), &format!("--nofile={}:{}", open + 6, open + 6)]);
+    run("prlimit", &["--pid", &daemon.to_string(), &format!("--nofile={0}:{0}", open + 12)]);
     for round in 0..2 {
         for dir in 0..60 {
             for file in 0..5 {

@@ -206,3 +206,11 @@ fn a_name_the_upper_got_behind_the_mount_is_not_overwritten() {
     assert_eq!(made.err(), Some(Errno::EEXIST));
     u.shows("f = mine\n x = 1");
 }
+
+#[test]
+fn a_file_without_a_name_is_made_in_a_directory_only() {
+    let u = union(&["f = 1"]);
+    let file = u.at("f").unwrap();
+    assert_eq!(u.overlay.tmpfile(&caller(), file, 0o600).unwrap_err(), Errno::ENOTDIR);
+    assert!(!u.upper_path("f").exists());
+}

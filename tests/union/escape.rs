@@ -54,14 +54,16 @@ fn what_is_mounted_inside_a_lower_does_not_show() {
     need!(is_root(), "not root");
     let outside = outside();
     let layers = Layers::of(&["d/under = 1\n f = own\n late/under = 2"]);
-    let Some(_dir) = Bind::new(outside.path(), &layers.lower(1, "d")) else { return };
-    let Some(_file) = Bind::new(&outside.path().join("f"), &layers.lower(1, "f")) else { return };
+    let Some(dir) = Bind::new(outside.path(), &layers.lower(1, "d")) else { return };
+    let Some(file) = Bind::new(&outside.path().join("f"), &layers.lower(1, "f")) else { return };
     let u = layers.open();
     let Some(_late) = Bind::new(outside.path(), &u.lower(1, "late")) else { return };
     u.shows("d/under = 1\n f = own\n late/under = 2");
     u.append("d/under", "+").unwrap();
     u.append("f", "+").unwrap();
     u.upper_holds("d/under = 1+\n f = own+");
+    // Before the layers, which could not be removed under them.
+    drop((dir, file));
 }
 
 #[cfg(debug_assertions)]
@@ -70,9 +72,9 @@ fn what_is_mounted_inside_a_layer_is_refused_where_it_cannot_be_looked_under() {
     need!(is_root(), "not root");
     let outside = outside();
     let layers = Layers::of(&["d/under = 1\n f = own\n g = 1"]).upper("up/under = 1");
-    let Some(_dir) = Bind::new(outside.path(), &layers.lower(1, "d")) else { return };
-    let Some(_file) = Bind::new(&outside.path().join("f"), &layers.lower(1, "f")) else { return };
-    let Some(_upper) = Bind::new(outside.path(), &layers.upper_path("up")) else { return };
+    let Some(dir) = Bind::new(outside.path(), &layers.lower(1, "d")) else { return };
+    let Some(file) = Bind::new(&outside.path().join("f"), &layers.lower(1, "f")) else { return };
+    let Some(upper) = Bind::new(outside.path(), &layers.upper_path("up")) else { return };
     sys::faults::deny(Some(("open_tree", Errno::EPERM)));
     let u = layers.open();
     sys::faults::deny(None);
@@ -92,6 +94,7 @@ fn what_is_mounted_inside_a_layer_is_refused_where_it_cannot_be_looked_under() {
         })
         .unwrap();
     assert_eq!(names.len(), 6, "{names:?}");
+    drop((dir, file, upper));
 }
 
 #[test]

@@ -147,10 +147,11 @@ pub enum Xino {
 /// What is synced to disk, and when (the kernel's `fsync=` and `volatile`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fsync {
-    /// The data of a copied-up file before it becomes visible, and what callers ask for.
+    /// What callers ask for; and before a copy becomes visible as much as it takes for no power cut to leave the name
+    /// without the data, which with most file systems is less than a sync.
     #[default]
     Auto,
-    /// As `Auto`, and metadata and directories too.
+    /// As `Auto`, and each copy of a file or directory before it becomes visible, with its metadata.
     Strict,
     /// Nothing, ever; a mark refuses the layer after a crash.
     Volatile,

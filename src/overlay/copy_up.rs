@@ -1,7 +1,7 @@
 //! Copy-up: a lower object becomes an upper one, whole or not at all.
 //!
-//! Answers to the kernel's `fs/overlayfs/copy_up.c`: the copy is built in the work directory (data, attributes, origin),
-//! synced, and published with one rename; until then everybody sees the lower object, from then on the copy.
+//! Answers to the kernel's `fs/overlayfs/copy_up.c`: the copy is built in the work directory (data, attributes, origin;
+//! settled on disk: `sync`) and published with one rename; until then everybody sees the lower object, from then on the copy.
 //!
 //! Data is copied under the node's own `copying` lock and no other.
 
@@ -140,10 +140,16 @@ impl Overlay {
         layer: LayerIndex,
         data: Data,
     ) -> Result<(Option<OwnedFd>, Number)> {
-        let mut copy = None;
+        let (mut copy, mut dir) = (None, None);
         match node.kind {
             Kind::File => copy = Some(self.copy_file(work, node, temporary, stat, data)?),
-            Kind::Dir => sys::mkdir(work.fd(), temporary.name(), 0o700)?,
+            Kind::Dir => {
+                sys::mkdir(work.fd(), temporary.name(), 0o700)?;
+                if self.fsync == Fsync::Strict {
+                    // Before it gets a mode that may refuse it.
+                    dir = Some(sys::open_dir(work.fd(), temporary.name())?);
+                }
+            }
             Kind::Symlink => {
                 let target = self.with_real(node, |at, _| sys::readlink(at))?;
                 sys::symlink(&target, work.fd(), temporary.name())?;
@@ -174,11 +180,11 @@ impl Overlay {
         }
         let mtime = if cut { SetTime::Now } else { SetTime::At(stat.mtime) };
         sys::set_times(to, SetTime::At(stat.atime), mtime)?;
-        if let Some((copy, effort)) = &copy
-            && (self.fsync == Fsync::Strict || (self.fsync == Fsync::Auto && *effort == CopyEffort::Copied))
-        {
-            // Extents that are shared are on disk already, and sharing them is of one journal with the rename.
-            sys::sync_all(copy.as_fd())?;
+        if let Some((copy, effort)) = &copy {
+            self.settle_data(copy.as_fd(), *effort)?;
+        }
+        if let Some(dir) = &dir {
+            sys::sync_all(dir.as_fd())?;
         }
         Ok((copy.map(|(copy, _)| copy), number))
     }
@@ -196,12 +202,12 @@ impl Overlay {
         let wanted = match data {
             Data::Later => {
                 sys::truncate(copy.as_fd(), stat.size)?;
-                return Ok((copy, CopyEffort::Cloned));
+                return Ok((copy, CopyEffort::Nothing));
             }
             Data::All => stat.size,
             Data::Cut { size, .. } => stat.size.min(size),
         };
-        let mut effort = CopyEffort::Cloned;
+        let mut effort = CopyEffort::Nothing;
         if wanted > 0 {
             let from = self.open_reader(node)?;
             effort = sys::copy_data(from.as_fd(), copy.as_fd(), wanted, stat.size)?;

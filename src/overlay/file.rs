@@ -203,6 +203,7 @@ impl Overlay {
         if self.fsync == Fsync::Volatile || !node.in_upper() {
             return Ok(());
         }
+        self.commit_copies()?;
         if node.kind == Kind::Dir {
             let fd = self.dir_fd(&node, UPPER)?;
             return match sys::sync_all(fd.as_fd()) {

@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::config::{Fsync, Verity};
+use super::config::Verity;
 use super::copy_up::Data;
 use super::node::{LayerIndex, LayerPath, Node, Place, UPPER};
 use super::redirect::{There, Trail, Way};
@@ -19,7 +19,7 @@ use super::resolve::Found;
 use super::superblock::Overlay;
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, Stat, VerityDigest};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat, VerityDigest};
 
 /// Where the data of a file lies whose own object has none.
 #[derive(Debug)]
@@ -284,9 +284,7 @@ impl Overlay {
             let effort = sys::copy_data(from.as_fd(), to.as_fd(), bytes, whole)?;
             // What was cloned can be longer than what the attributes say.
             sys::truncate(to.as_fd(), bytes)?;
-            if self.fsync == Fsync::Strict || (self.fsync == Fsync::Auto && effort == CopyEffort::Copied) {
-                sys::sync_data(to.as_fd())?;
-            }
+            self.settle_data(to.as_fd(), effort)?;
         }
         if let Some(capability) = capability {
             sys::set_xattr(at, OsStr::new("security.capability"), &capability, 0)?;

@@ -30,6 +30,7 @@ mod rename;
 mod resolve;
 mod setup;
 mod superblock;
+mod sync;
 mod table;
 mod watch;
 mod whiteout;

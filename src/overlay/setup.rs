@@ -83,6 +83,7 @@ impl Overlay {
         let overriding = find_sources(config, &mut layers)?;
         let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
+        let journal = work.as_ref().map_or(sys::Journal::Unknown, |work| sys::Journal::of(work.fd()));
         let overlay = Overlay {
             table: Table::new(root.clone()),
             root,
@@ -92,6 +93,8 @@ impl Overlay {
             namespace,
             device_whiteouts,
             fsync: config.fsync,
+            journal,
+            uncommitted: super::sync::Uncommitted::default(),
             ids: Ids::new(&config.ids),
             features,
             index,

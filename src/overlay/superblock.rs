@@ -17,13 +17,14 @@ use super::layer::Layers;
 use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
 use super::order::RwLock;
 use super::readdir::Listings;
+use super::sync::Uncommitted;
 use super::table::Table;
 use super::watch::{Listener, Watcher};
 use super::workdir::WorkDir;
 use super::xattr::Namespace;
 use super::xattr_known::Epoch;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, FsStat, Kind, Stat};
+use crate::sys::{self, AsFd, At, FsStat, Journal, Kind, Stat};
 
 /// A union of layers, ready to answer.
 pub struct Overlay {
@@ -35,6 +36,9 @@ pub struct Overlay {
     pub(super) namespace: Namespace,
     pub(super) numbers: InodeNumbers,
     pub(super) fsync: Fsync,
+    /// What is known of the order in which changes of the upper reach the disk.
+    pub(super) journal: Journal,
+    pub(super) uncommitted: Uncommitted,
     pub(super) features: Features,
     /// Whether deletions are written as 0/0 devices; as `.wh.` names where not.
     pub(super) device_whiteouts: bool,

@@ -101,6 +101,8 @@ pub fn copy_range(
 /// How the data of a file was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyEffort {
+    /// There was nothing to copy.
+    Nothing,
     /// Extents are shared; nothing was copied.
     Cloned,
     /// Bytes were copied.
@@ -111,7 +113,7 @@ pub enum CopyEffort {
 /// shared if possible.
 pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: u64) -> Result<CopyEffort> {
     if size == 0 {
-        return Ok(CopyEffort::Copied);
+        return Ok(CopyEffort::Nothing);
     }
     if gate("ficlone").and_then(|()| Ok(fs::ioctl_ficlone(to, from)?)).is_ok() {
         // The clone is of the whole file, however much of it is wanted.
@@ -120,6 +122,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: u64
         }
         return Ok(CopyEffort::Cloned);
     }
+    let mut effort = CopyEffort::Nothing;
     let mut offset = 0;
     let mut end = 0;
     while offset < size {
@@ -136,6 +139,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: u64
         }
         let hole = fs::seek(from, SeekFrom::Hole(data)).unwrap_or(size).min(size);
         copy_bytes(from, to, data, hole)?;
+        effort = CopyEffort::Copied;
         offset = hole;
         end = hole;
     }
@@ -143,7 +147,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: u64
         // The file ends in a hole.
         truncate(to, size)?;
     }
-    Ok(CopyEffort::Copied)
+    Ok(effort)
 }
 
 /// Copies the bytes from `start` up to `end`, at the same offsets.

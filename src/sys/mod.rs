@@ -17,6 +17,7 @@ pub mod faults;
 mod handle;
 mod inotify;
 mod ioctl;
+mod journal;
 pub mod namespace;
 pub mod process;
 mod tree;
@@ -35,6 +36,7 @@ pub use dents::{Dent, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle};
 pub use inotify::{Happening, Inotify, WatchId, wait_for_events};
 pub use ioctl::{VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, open_backing, verity_digest};
+pub use journal::{Journal, write_out};
 pub use tree::private_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 

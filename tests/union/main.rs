@@ -38,5 +38,7 @@ mod setup;
 mod storms;
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(debug_assertions)]
+mod sync;
 mod vfs;
 mod xattr;

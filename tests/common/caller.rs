@@ -41,16 +41,12 @@ pub fn as_caller<T>(caller: Caller, call: impl FnOnce() -> T) -> T {
 /// it is without udev). `dir` holds the device meanwhile.
 pub fn share_fuse(dir: &Path) {
     use rustix::fs::{CWD, FileType, Mode, makedev, mknodat, stat};
-    use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+    use rustix::mount::mount_bind;
     const DEVICE: &str = "/dev/fuse";
     if stat(DEVICE).is_ok_and(|fuse| fuse.st_mode & 0o006 == 0o006) {
         return;
     }
-    // SAFETY: the thread gets mounts and a working directory of its own; it shares nothing else with others than before.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
-        .expect("root may have its own mounts");
-    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
-    mount_change("/", private).expect("root may keep its mounts to itself");
+    unshare_mounts();
     let own = dir.join("fuse");
     if !own.exists() {
         let device = makedev(10, 229);
@@ -59,6 +55,31 @@ pub fn share_fuse(dir: &Path) {
     }
     rustix::fs::chmod(&own, Mode::from_raw_mode(0o666)).expect("root may change modes");
     mount_bind(&own, DEVICE).expect("root may mount");
+}
+
+/// Gives this thread, and whatever it starts, mounts of its own, without those of other tests: they keep nothing of it, and it
+/// keeps nothing of theirs.
+pub fn own_mounts() {
+    use std::os::unix::ffi::OsStrExt;
+    unshare_mounts();
+    let mounts = std::fs::read("/proc/self/mounts").expect("there are mounts");
+    let points = mounts.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(1));
+    let temporary = std::env::temp_dir().join("plyfs-");
+    let others: Vec<&[u8]> = points.filter(|point| point.starts_with(temporary.as_os_str().as_bytes())).collect();
+    for point in others.into_iter().rev() {
+        if let Err(error) = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH) {
+            eprintln!("{}: {error}", point.escape_ascii());
+        }
+    }
+}
+
+fn unshare_mounts() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    // SAFETY: the thread gets mounts and a working directory of its own; it shares nothing else with others than before.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .expect("root may have its own mounts");
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private).expect("root may keep its mounts to itself");
 }
 
 /// Makes this thread, and whatever it starts, `id` for good.

@@ -28,6 +28,8 @@ use crate::fuse::mount::{self, Target};
 use crate::fuse::notices::Notices;
 use crate::fuse::{server, session};
 use crate::overlay::Overlay;
+use crate::sys;
+use crate::sys::cpu::Processors;
 use crate::sys::process::{self, Inherited, Signals};
 
 /// Runs the program with a command line, its own name first.
@@ -89,6 +91,7 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         log::warn!("limit of open files: {error}");
     }
     process::clear_umask();
+    sys::map_large_memory();
     let prepared = mount::prepare(&args.mount)?;
     let overlay = Arc::new(Overlay::new(&args.config)?);
     // A signal from here on waits until somebody can unmount.
@@ -119,7 +122,8 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
 
 /// As many readers as keep a slow request from holding up quick ones; more only wake each other.
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4))
+    // Not what a control group grants, which takes reading several files.
+    Processors::allowed().map_or(2, |processors| processors.count().clamp(2, 4) as usize)
 }
 
 /// Prints what was asked for.

@@ -16,6 +16,8 @@ use crate::sys::{self, At, Stat};
 #[derive(Debug)]
 pub(super) struct Layer {
     pub root: Arc<OwnedFd>,
+    /// Of a lower that is reached through a mount of its own, that mount: kept because letting go of it takes long.
+    pub _tree: Option<OwnedFd>,
     /// Which of [`Layers::filesystems`] it lies on.
     pub fs: usize,
     /// In which attribute it has owners and modes, if they are not where they belong.

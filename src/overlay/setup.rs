@@ -170,17 +170,18 @@ fn root_node(layers: &Layers, numbers: &InodeNumbers) -> crate::errno::Result<Ar
 }
 
 fn default_namespace(wanted: XattrNamespace) -> Namespace {
-    let root = rustix::process::geteuid().is_root();
     match wanted {
         XattrNamespace::Trusted => Namespace::Trusted,
-        XattrNamespace::Auto if root && in_initial_user_namespace() => Namespace::Trusted,
+        XattrNamespace::Auto if is_root_of_the_machine() => Namespace::Trusted,
         XattrNamespace::Auto | XattrNamespace::User => Namespace::User,
     }
 }
 
-/// Whether root here is root of the machine: only it can use the trusted namespace.
-fn in_initial_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+/// Whether we are root, and root here is root of the machine: only it can use the trusted namespace.
+pub(super) fn is_root_of_the_machine() -> bool {
+    rustix::process::geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> Setup<Layer> {
@@ -199,7 +200,7 @@ fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> S
 fn layer_of(root: OwnedFd, path: &Path, filesystems: &mut Vec<FileSystem>) -> crate::errno::Result<Layer> {
     let fs = register(root.as_fd(), filesystems)?;
     let mount = sys::stat(At::Fd(root.as_fd()))?.mount;
-    Ok(Layer { root: Arc::new(root), fs, source: None, mount, path: path.to_owned() })
+    Ok(Layer { root: Arc::new(root), _tree: None, fs, source: None, mount, path: path.to_owned() })
 }
 
 /// A lower layer: what is mounted inside it does not show, as in the kernel's overlay, and nothing in it can be changed.
@@ -207,7 +208,10 @@ fn layer_of(root: OwnedFd, path: &Path, filesystems: &mut Vec<FileSystem>) -> cr
 fn open_lower(path: &Path, filesystems: &mut Vec<FileSystem>) -> Setup<Layer> {
     let layer = open_layer("lowerdir", path, filesystems)?;
     match sys::private_tree(layer.root.as_fd()) {
-        Ok(root) => layer_of(root, path, filesystems).map_err(|errno| SetupError::path("lowerdir", path, errno)),
+        Ok((root, tree)) => {
+            let layer = layer_of(root, path, filesystems).map_err(|errno| SetupError::path("lowerdir", path, errno))?;
+            Ok(Layer { _tree: Some(tree), ..layer })
+        }
         Err(errno) => {
             log::debug!("{}: no mount of its own: {errno}", path.display());
             Ok(layer)

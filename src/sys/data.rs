@@ -210,6 +210,16 @@ pub fn set_umask(mask: u32) -> Result<()> {
     })
 }
 
+/// Has memory of half a megabyte and more mapped on its own, once and for all: the C library raises that limit each time such
+/// memory is freed, and then clears a thread's first pages by hand before they are used.
+pub fn map_large_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) sets a number that later allocations look at.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 512 * 1024);
+    }
+}
+
 /// Gives memory that was freed back to the system.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]

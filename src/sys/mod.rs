@@ -29,8 +29,8 @@ pub use at::{
     open_parent, readlink, rename, renamed, reopen, rmdir, set_times, split_dev, stat, statfs, symlink, unlink,
 };
 pub use data::{
-    CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, pread, pwrite, seek, set_umask, sync_all, sync_data,
-    syncfs, trim_memory, truncate, unlock,
+    CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, map_large_memory, pread, pwrite, seek, set_umask,
+    sync_all, sync_data, syncfs, trim_memory, truncate, unlock,
 };
 pub use dents::{Dent, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle};

@@ -24,14 +24,17 @@ const ATIME_FIELD: u64 = 0x70;
 
 /// The same directory by a mount of its own, which nobody else can reach: in it nothing is mounted on anything, and nothing
 /// can be written. `EPERM` for who may not mount, `EINVAL` where a mount inside may not be uncovered.
-pub fn private_tree(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+///
+/// The second descriptor is the mount's own. The mount would outlive it as long as there are others, but closing it waits
+/// for every processor, up to milliseconds where they are busy: so it is for the caller to keep.
+pub fn private_tree(dir: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
     gate("open_tree")?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(dir, "", flags)?;
     // Access times are locked in a user namespace.
     set_flags(tree.as_fd(), READ_ONLY | NO_ATIME, ATIME_FIELD).or_else(|_| set_flags(tree.as_fd(), READ_ONLY, 0))?;
-    // The mount goes with the last descriptor that leads into it.
-    super::open(tree.as_fd(), OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    let dir = super::open(tree.as_fd(), OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    Ok((dir, tree))
 }
 
 fn set_flags(tree: BorrowedFd<'_>, set: u64, clear: u64) -> Result<()> {

@@ -98,19 +98,21 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
     let signals = Signals::hold_leave_requests()?;
     let mounted = prepared.attach()?;
     let serving = &args.serving;
+    let least = if overlay.overrides_owners() { Xattrs::NoAcls } else { Xattrs::All };
+    let xattrs = serving.xattrs.max(least);
     let policy = serving.timeout.map_or_else(Policy::default, Policy::lasting);
     let options = server::Options {
         threads: serving.threads.unwrap_or_else(default_threads),
         own_queues: serving.clone_fd,
         writeback: serving.writeback.unwrap_or(false),
-        acl: serving.xattrs == Xattrs::All,
+        acl: xattrs == Xattrs::All,
         max_write: serving.max_write,
         passthrough: serving.passthrough,
     };
     if let Err(errno) = overlay.begin() {
         log::warn!("the work directory cannot be marked as volatile: {errno}");
     }
-    let adapter = Adapter::new(overlay.clone(), policy).with_xattrs(serving.xattrs);
+    let adapter = Adapter::new(overlay.clone(), policy).with_xattrs(xattrs);
     let watch = |notifier| {
         if let Err(errno) = overlay.watch(Notices::new(notifier)) {
             log::warn!("layers cannot be watched ({errno}): what is told lasts a second");

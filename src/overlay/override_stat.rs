@@ -4,12 +4,13 @@
 //! The format is that of container stores and fuse-overlayfs: `UID:GID:MODE[:KIND]`, mode in octal, kind one of `dir`,
 //! `file`, `pipe`, `socket`, `block-MAJOR-MINOR`, `char-MAJOR-MINOR`. It overrules what a regular file or a directory is
 //! on disk; a device, a pipe or a socket is an empty regular file there. In the upper all objects but symlinks carry one;
-//! a lower layer is read so if its root carries one. With 2 the attributes `security.*` that callers set are kept as
+//! a lower layer is read so if its root carries one, and so is each layer of a union without the option, but not for the
+//! machine's root if anybody could have written it. With 2 the attributes `security.*` that callers set are kept as
 //! `user.containers.override_security.*`.
 //!
 //! The bytes may be anybody's: what is not of the format, or would make a directory of a file, a symlink of anything or a
 //! whiteout, overrules nothing. Callers can neither read nor write the attribute itself. Answers to no file of the
-//! kernel's; a union without the option does not come here.
+//! kernel's.
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use super::config::{Config, Permissions, SetupError};
 use super::layer::{Layer, Layers};
 use super::node::{LayerIndex, Node, UPPER};
+use super::setup::is_root_of_the_machine;
 use super::superblock::Overlay;
 use super::workdir::WorkDir;
 use super::xattr::{is_absent, value};
@@ -58,11 +60,14 @@ impl Source {
         }
     }
 
-    /// Which of those that the option allows a directory carries.
+    /// Which of those that may be believed a directory carries.
     fn of(permissions: Permissions, root: At<'_>) -> Result<Option<Source>> {
         let candidates: &[Source] = match permissions {
-            Permissions::OnDisk => &[],
-            Permissions::Privileged => &[Source::Security],
+            // Anybody can write the latter two to what is his. A mount of root's honours suid: it has to be asked.
+            Permissions::OnDisk if !is_root_of_the_machine() => {
+                &[Source::Security, Source::Containers, Source::FuseOverlayfs]
+            }
+            Permissions::OnDisk | Permissions::Privileged => &[Source::Security],
             Permissions::User => &[Source::Containers, Source::FuseOverlayfs],
         };
         for source in candidates {
@@ -171,13 +176,13 @@ pub(super) fn check(permissions: Permissions, work: &WorkDir) -> std::result::Re
         .map_err(|errno| format!("xattr_permissions: {} cannot be set: {errno}", source.name()))
 }
 
-/// Finds out which layers have owners and modes in attributes. The upper has, if the option is given.
+/// Finds out which layers have owners and modes in attributes. The upper has, if the option is given; without it each layer
+/// is what its root says, as to fuse-overlayfs.
 ///
 /// # Errors
 /// When a layer's root cannot be asked.
 pub(super) fn find_sources(config: &Config, layers: &mut Layers) -> std::result::Result<bool, SetupError> {
     let fail = |layer: &Layer, errno: Errno| SetupError::path("xattr_permissions", &layer.path, errno);
-    let Some(wanted) = Source::wanted(config.permissions) else { return Ok(false) };
     let mut root = None;
     for layer in &mut layers.lowers {
         let at = At::Fd(layer.root.as_fd());
@@ -186,20 +191,28 @@ pub(super) fn find_sources(config: &Config, layers: &mut Layers) -> std::result:
             root = value(at, source.name()).map_err(|errno| fail(layer, errno))?;
         }
     }
-    let Some(upper) = &mut layers.upper else { return Ok(true) };
+    let wanted = Source::wanted(config.permissions);
+    let any = wanted.is_some() || root.is_some();
+    let Some(upper) = &mut layers.upper else { return Ok(any) };
     let at = At::Fd(upper.root.as_fd());
     upper.source = Source::of(config.permissions, at).map_err(|errno| fail(upper, errno))?;
-    if upper.source.is_none() {
+    if let (None, Some(wanted)) = (upper.source, wanted) {
         upper.source = Some(wanted);
         if let Some(root) = root {
             // The root of the union is the upper's: it looks as the lower's did.
             sys::set_xattr(at, OsStr::new(wanted.name()), &root, 0).map_err(|errno| fail(upper, errno))?;
         }
     }
-    Ok(true)
+    Ok(any || upper.source.is_some())
 }
 
 impl Overlay {
+    /// Whether any layer has its owners and modes in an attribute: ACLs would say otherwise than that.
+    #[must_use]
+    pub fn overrides_owners(&self) -> bool {
+        self.overriding
+    }
+
     /// In which attribute a layer has owners and modes; `None` where they are what they are.
     pub(super) fn source(&self, layer: LayerIndex) -> Option<Source> {
         if !self.overriding {

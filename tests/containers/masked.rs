@@ -34,3 +34,31 @@ fn a_store_with_a_forced_mask_shows_what_another_shows() {
     assert_eq!(masked, plain);
     assert!(plain.contains("5 6 4755 regular file 1 /etc/passwd"), "{plain}");
 }
+
+#[test]
+fn a_masked_layer_is_read_without_the_option_as_fuse_overlayfs_reads_it() {
+    need_programs!("podman", "setfattr", "fuse-overlayfs");
+    let arena = Arena::new();
+    // The roots say that the layers are masked: of one lower, of the upper, of both, of none.
+    let script = r#"
+        mkdir low; echo 1 >low/f; mkdir low/d; echo 2 >low/d/g
+        say() { setfattr -n user.containers.override_stat -v "$1" "$2"; }
+        say 5:6:04755:file low/f; say 7:8:0710:dir low/d; say 9:9:0640:file low/d/g; chmod 644 low/*/g low/f
+        for masked in low up 'low up' none; do
+            rm -rf up work m; mkdir up work m; setfattr -x user.containers.override_stat low 2>/dev/null || true
+            for root in $masked; do [ $root = none ] || say 0:0:0755:dir $root; done
+            for program in $PROGRAMS; do
+                $program -o lowerdir=low,upperdir=up,workdir=work m
+                (cd m; stat -c '%u %g %a %F %n' f d d/g)
+                umount m
+            done
+        done"#;
+    let shown = |program: &str| {
+        let enter = format!("cd $TMPDIR; export PROGRAMS={program}; podman unshare bash -euc \"$SCRIPT\"");
+        arena.file("masked.sh", script);
+        arena.run(Who::User, &format!("rm -rf $TMPDIR/*; export SCRIPT=\"$(cat $DIR/masked.sh)\"; {enter}"))
+    };
+    let theirs = shown("/usr/bin/fuse-overlayfs");
+    assert!(theirs.contains("5 6 4755 regular file f\n7 8 710 directory d\n9 9 640 regular file d/g"), "{theirs}");
+    assert_eq!(shown("plyfs"), theirs);
+}

@@ -357,3 +357,20 @@ fn plain_listings_tell_kinds_as_lookups_do() {
         .unwrap();
     assert!(kinds.contains(&("null".into(), Kind::Char)) && kinds.contains(&("f".into(), Kind::File)));
 }
+
+#[test]
+fn without_the_option_a_layer_is_what_its_root_says_as_far_as_that_may_be_believed() {
+    let asked = |name: &str| {
+        let layers = Layers::of(&["f = 1"]);
+        set_disk_xattr(&layers.lower(1, ""), name, b"0:0:0755:dir");
+        set_disk_xattr(&layers.lower(1, "f"), name, b"1:2:0604:file");
+        let u = layers.open();
+        assert_eq!(u.overlay.overrides_owners(), shown(&u, "f") == (1, 2, 0o604, Kind::File), "{name}");
+        u.overlay.overrides_owners()
+    };
+    // Whoever owns a layer could otherwise make programs of root's in a mount that root makes.
+    assert_eq!((asked(STORE), asked("user.fuseoverlayfs.override_stat")), (!is_root(), !is_root()));
+    if is_root() {
+        assert!(asked("security.fuseoverlayfs.override_stat"));
+    }
+}

@@ -1,6 +1,7 @@
 //! Images: many layers, whiteouts in AUFS form, both archive formats, image mounts.
 
 use crate::arena::{Arena, Who};
+use crate::build::same_as_native;
 use crate::need_programs;
 
 #[test]
@@ -108,4 +109,19 @@ fn an_image_is_mounted_as_a_volume() {
          no_servers",
     );
     assert_eq!(said, "x\nroot:x:0:0::/root:/bin/sh\nno\nno\n");
+}
+
+#[test]
+fn skopeo_copies_what_was_committed() {
+    need_programs!("podman", "crun", "skopeo", "python3");
+    let script = "podman import -q $DIR/bb.tar bb >/dev/null 2>&1
+        podman run --name c bb sh -c 'rm /bin/yes; mkdir /new; echo x >/new/x; chmod 700 /root; ln /new/x /new/y'
+        podman commit -q c committed >/dev/null 2>&1
+        for to in oci-archive docker-archive; do
+            podman unshare skopeo copy -q containers-storage:localhost/committed $to:$TMPDIR/$to.tar:committed
+        done
+        python3 $DIR/layers.py oci $TMPDIR/oci-archive.tar
+        skopeo copy -q --insecure-policy docker-archive:$TMPDIR/docker-archive.tar dir:$TMPDIR/dir && ls $TMPDIR/dir | wc -l
+        rm -r $TMPDIR/dir $TMPDIR/*.tar";
+    same_as_native(&Arena::new(), Who::User, script);
 }

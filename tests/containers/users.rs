@@ -43,3 +43,25 @@ fn odd_maps_show_the_ids_of_native_overlay() {
         "--uidmap 0:5:2000 --uidmap 5000:3000:7",
     ]);
 }
+
+#[test]
+fn in_a_namespace_of_one_user_others_files_show_as_his_and_can_be_replaced() {
+    need_programs!("mount");
+    let arena = Arena::new();
+    // root's, which nobody is in there
+    crate::support::sh(
+        arena.root(),
+        "mkdir -p foreign/open; cd foreign; echo 1 >a; echo 2 >b; echo 3 >c; chmod 777 open",
+    );
+    let script = "mkdir up work m; ln -s $DIR/foreign theirs
+        unshare -Urm bash -euc '
+            [ $(stat -c %u theirs/a) = 65534 ]
+            plyfs -o lowerdir=theirs,upperdir=up,workdir=work m
+            # fuse-overlayfs shows 65534, too; the kernel then refuses to remove or rename (EOVERFLOW), which it does not
+            # refuse in its own overlay.
+            stat -c %u:%g m/a m/open; rm m/a; mv m/b m/b2; echo more >>m/c; chmod 600 m/c; touch m/open/new
+            ls m m/open | xargs; stat -c %u:%a m/c; cat m/b2 m/c; umount m'
+        no_servers; stat -c %u up/c; stat -c %F up/a";
+    let said = arena.run(Who::User, script);
+    assert_eq!(said, "0:0\n0:0\nm: b2 c open m/open: new\n0:600\n2\n3\nmore\n4242\ncharacter special file\n");
+}

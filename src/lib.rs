@@ -21,7 +21,8 @@
 //! - [`errno`]: the one error type of a request.
 //! - [`sys`]: every system call, and the only unsafe code. A descriptor and a name, never a path; no symlink is followed.
 //! - [`overlay`]: the union. A library that knows no FUSE; each file answers to the kernel's file of a like name.
-//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`, of opens `passthrough`), the threads (`server`),
+//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`, of opens `passthrough`), the threads (`server`,
+//!   `worker`),
 //!   what stands around each request (`boundary`),
 //!   mounting and the mount's life (`mount`, `session`), notices (`notices`). fuser does the handshake and the notices.
 //! - [`cli`]: the options as typed and as meant, and the daemon.
@@ -66,6 +67,12 @@
 //! had, what is told holds for less than a second. The union's own changes to the upper raise events, too; they are
 //! recognised by what is known of the object, and raise no notice. That an object has no extended attributes is believed
 //! here on the same grounds (`overlay/xattr_known`): the kernel asks each time, and the answer costs no system call.
+//!
+//! # Who answers
+//!
+//! Some regular threads read requests and answer them, or, while one caller has the union for itself, one thread alone that
+//! runs on the caller's processor and gives way to it (`fuse/crew`, `fuse/follow`): between two processors most of a small
+//! request's time is wake-ups. A lookout sees to it that this never costs more than some milliseconds where it does not pay.
 //!
 //! # Where the server lives
 //!

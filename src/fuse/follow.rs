@@ -8,8 +8,7 @@
 //!
 //! Measured on two busy processors, as a ratio to the same server without it: cold opens 0.5 to 0.6, small files written 0.85,
 //! creations 0.65 to 0.85, renames 0.6 to 0.85, and warm work, which asks nothing, the same.
-//! On idle processors the scheduler often moves the caller away again, and much less is gained; that one thread alone waits
-//! for requests then was tried and gained nothing more.
+//! On idle processors the scheduler moves the caller away again unless the thread gives way: see [`crew`](super::crew).
 
 use super::wire::{Header, Reader, opcode};
 use crate::sys::cpu::{Processors, processor_of};
@@ -28,6 +27,19 @@ const LARGE_REMEMBERED: u32 = 32;
 /// A caller that was elsewhere at so many looks in a row runs from us, and is let go for a while.
 const FLIGHTS: u32 = 4;
 const LET_GO: u32 = 4096;
+
+/// What a request tells of the callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Company {
+    /// Nothing new.
+    AsBefore,
+    /// One caller alone for a while, and its processor is known.
+    One,
+    /// Several callers, or one that runs away.
+    Several,
+    /// Data in large pieces.
+    Large,
+}
 
 /// One thread's knowledge of its callers.
 #[derive(Debug)]
@@ -50,30 +62,34 @@ impl Follower {
     }
 
     /// Notes a request that this thread is about to answer, and moves the thread if that is due.
-    pub(super) fn note(&mut self, header: &Header, body: &[u8]) {
+    pub(super) fn note(&mut self, header: &Header, body: &[u8]) -> Company {
         if header.pid == 0 || matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) {
-            return;
+            return Company::AsBefore;
         }
         if is_large(header, body) {
             self.pause = self.pause.max(LARGE_REMEMBERED);
             self.go(None);
-        } else if self.pause > 0 {
+            return Company::Large;
+        }
+        if self.pause > 0 {
             self.pause -= 1;
         } else if header.pid != self.caller {
             (self.caller, self.in_a_row) = (header.pid, 0);
             self.strangers += 1;
             if self.strangers > STRANGERS {
                 self.go(None);
+                return Company::Several;
             }
         } else {
             self.in_a_row += 1;
             if self.in_a_row % NEXT_LOOK == FIRST_LOOK {
-                self.look();
+                return self.look();
             }
         }
+        Company::AsBefore
     }
 
-    fn look(&mut self) {
+    fn look(&mut self) -> Company {
         self.strangers = 0;
         let found = processor_of(self.caller);
         if self.place.is_some() && found != self.place {
@@ -81,12 +97,21 @@ impl Follower {
             if self.flights >= FLIGHTS {
                 self.flights = 0;
                 self.pause = LET_GO;
-                return self.go(None);
+                self.go(None);
+                return Company::Several;
             }
         } else {
             self.flights = 0;
         }
         self.go(found);
+        if self.place.is_some() { Company::One } else { Company::AsBefore }
+    }
+
+    /// Goes to a caller that another thread found alone. What was known of former callers is forgotten.
+    pub(super) fn join(&mut self, caller: u32) {
+        let (allowed, place) = (self.allowed, self.place);
+        *self = Follower { allowed, place, caller, in_a_row: FIRST_LOOK, strangers: 0, flights: 0, pause: 0 };
+        self.go(processor_of(caller));
     }
 
     fn go(&mut self, place: Option<usize>) {

@@ -2,11 +2,14 @@
 
 pub mod adapter;
 pub mod boundary;
+mod crew;
 mod follow;
 mod fusermount;
+mod lookout;
 pub mod mount;
 pub mod notices;
 pub mod passthrough;
 pub mod server;
 pub mod session;
 pub mod wire;
+mod worker;

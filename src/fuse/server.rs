@@ -1,22 +1,23 @@
-//! The connection to the kernel: the handshake, and the threads that bring requests to the adapter and replies back.
+//! The connection to the kernel: the handshake, and the start of the threads that answer requests.
 //!
-//! fuser does the handshake and sends notifications; the requests themselves are read here (see [`wire`](super::wire) for
-//! why). A request that panics is answered with `EIO` and logged; the thread goes on.
+//! fuser does the handshake and sends notifications; the requests themselves are read by the [`worker`](super::worker)s (see
+//! [`wire`](super::wire) for why), as the [`crew`](super::crew) lets them.
 
 use std::fs::OpenOptions;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
-use super::adapter::{Adapter, Answer, Buffers};
-use super::boundary::{Tallies, Tally};
+use super::adapter::Adapter;
+use super::boundary::Tallies;
+use super::crew::Crew;
 use super::follow::Follower;
 use super::passthrough::{self, Passthrough, Wish};
-use super::wire::{Reader, Writer, operation};
-use crate::errno::{Errno, Result};
+use super::worker::Worker;
+use crate::errno::Errno;
 use crate::sys;
 
 /// The most data that one request or reply carries, in bytes.
@@ -143,12 +144,22 @@ impl Server {
     /// # Errors
     /// When no thread can be started.
     pub fn run(&self) -> io::Result<()> {
+        // Without a choice of processors there is nothing to ride for.
+        let crew = &Crew::new(Follower::new().is_some());
+        let worker = |device| Worker::new(&self.adapter, crew, device, self.tallies.begin());
         std::thread::scope(|scope| {
+            let named = |name: String| std::thread::Builder::new().name(name);
             for n in 1..self.options.threads {
-                let worker = Worker::new(self, self.queue());
-                std::thread::Builder::new().name(format!("plyfs-{n}")).spawn_scoped(scope, move || worker.serve())?;
+                let worker = worker(self.queue());
+                named(format!("plyfs-{n}")).spawn_scoped(scope, move || worker.serve())?;
             }
-            Worker::new(self, self.device.clone()).serve();
+            if crew.rides() {
+                let worker = worker(self.queue());
+                named("plyfs-rider".into()).spawn_scoped(scope, move || worker.ride())?;
+                let look_out = || crew.look_out(|| sys::is_readable(self.device.as_fd()));
+                named("plyfs-lookout".into()).spawn_scoped(scope, look_out)?;
+            }
+            worker(self.device.clone()).serve();
             self.adapter.overlay().release();
             Ok(())
         })
@@ -171,80 +182,4 @@ impl Server {
             }
         }
     }
-}
-
-/// One thread's part: a request, its answer, the next.
-struct Worker<'a> {
-    adapter: &'a Adapter,
-    device: Arc<OwnedFd>,
-    tally: Arc<Tally>,
-}
-
-impl<'a> Worker<'a> {
-    fn new(server: &'a Server, device: Arc<OwnedFd>) -> Worker<'a> {
-        Worker { adapter: &server.adapter, device, tally: server.tallies.begin() }
-    }
-
-    fn serve(&self) {
-        let mut request = vec![0u8; MAX_DATA as usize + 4096];
-        let mut buffers = Buffers::default();
-        let mut follower = Follower::new();
-        loop {
-            match rustix::io::read(&*self.device, &mut request[..]) {
-                Ok(length) => self.handle(request.get(..length).unwrap_or_default(), &mut buffers, follower.as_mut()),
-                // The request was taken back, or a signal came.
-                Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                // Unmounted.
-                Err(rustix::io::Errno::NODEV) => return,
-                Err(errno) => {
-                    log::error!("requests cannot be read: {errno}");
-                    return;
-                }
-            }
-        }
-    }
-
-    fn handle(&self, message: &[u8], buffers: &mut Buffers, follower: Option<&mut Follower>) {
-        let mut reader = Reader(message);
-        let Ok(header) = reader.header() else {
-            log::error!("a message of {} bytes is no request", message.len());
-            return;
-        };
-        if let Some(follower) = follower {
-            follower.note(&header, reader.0);
-        }
-        let started = log::log_enabled!(log::Level::Debug).then(std::time::Instant::now);
-        let answer = self.tally.answer(self.adapter, &header, reader.0, buffers);
-        if let Some(started) = started {
-            let (name, cost) = (operation(header.opcode), started.elapsed());
-            log::debug!("{name} node {} uid {} pid {}: {answer:?} in {cost:?}", header.node, header.uid, header.pid);
-        }
-        let sent = match answer {
-            Ok(Answer::None) => Ok(()),
-            Ok(Answer::Out) => reply(self.device.as_fd(), header.unique, 0, &buffers.out),
-            Ok(Answer::Data(length)) => {
-                reply(self.device.as_fd(), header.unique, 0, buffers.data.get(..length).unwrap_or_default())
-            }
-            Err(errno) => reply(self.device.as_fd(), header.unique, -errno.raw(), &[]),
-        };
-        if let Err(errno) = sent {
-            // ENOENT: nobody waits for the reply any more. What it would have told the kernel, the kernel does not know.
-            log::debug!("the reply to {} did not arrive: {errno}", operation(header.opcode));
-            for node in buffers.entered.drain(..) {
-                self.adapter.overlay().forget(node, 1);
-            }
-        }
-    }
-}
-
-/// Sends a reply in one write, as the protocol wants it.
-fn reply(device: BorrowedFd<'_>, unique: u64, error: i32, payload: &[u8]) -> Result<()> {
-    let mut header = Vec::with_capacity(16);
-    header.put_u32(u32::try_from(16 + payload.len()).map_err(|_| Errno::EIO)?);
-    header.put_u32(error.cast_unsigned());
-    header.put_u64(unique);
-    let parts = [IoSlice::new(&header), IoSlice::new(payload)];
-    let parts = if payload.is_empty() { parts.get(..1).unwrap_or_default() } else { &parts };
-    rustix::io::retry_on_intr(|| rustix::io::writev(device, parts))?;
-    Ok(())
 }

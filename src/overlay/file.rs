@@ -149,6 +149,20 @@ impl Overlay {
         }
     }
 
+    /// How many bytes a first change to an object would copy.
+    #[must_use]
+    pub fn bytes_to_copy(&self, id: NodeId) -> u64 {
+        let size = || -> Result<u64> {
+            let node = self.node(id)?;
+            if node.kind != Kind::File || (node.in_upper() && node.data().is_none()) {
+                return Ok(0);
+            }
+            Ok(self.attr(&node)?.size)
+        };
+        // Whoever asks for the change hears of the error.
+        size().unwrap_or(0)
+    }
+
     /// Reads up to a buffer full of a file; returns how many bytes there were.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let node = self.file(id)?;

@@ -1,6 +1,7 @@
-//! Processors: which of them this thread may use, and on which one another thread was last.
+//! Processors: which of them this thread may use, on which one another thread was last, and how it fares there.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -44,6 +45,45 @@ impl Processors {
     }
 }
 
+/// The number of the calling thread.
+#[must_use]
+pub fn this_thread() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Lets the calling thread run only where nobody else wants to (`SCHED_IDLE`, sched(7)). For a user there is no way back.
+///
+/// # Errors
+/// `EPERM` where a filter of system calls forbids it.
+pub fn give_way() -> Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: a valid structure; 0 is the calling thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) } {
+        -1 => Err(io::Error::last_os_error().into()),
+        _ => Ok(()),
+    }
+}
+
+/// What a thread has had of the processors since it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waited {
+    /// How long it ran.
+    pub ran: Duration,
+    /// How long it could have run and did not, because others did.
+    pub waited: Duration,
+}
+
+/// What a thread of any process has had of the processors. `None` if that is not to be seen.
+#[must_use]
+pub fn waited(thread: u32) -> Option<Waited> {
+    let mut line = [0u8; 128];
+    let path = format!("/proc/{thread}/schedstat");
+    let length = std::fs::File::open(path).and_then(|mut file| io::Read::read(&mut file, &mut line)).ok()?;
+    let mut numbers = std::str::from_utf8(line.get(..length)?).ok()?.split_ascii_whitespace().map(str::parse);
+    let (ran, waited) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some(Waited { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) })
+}
+
 /// The processor that a thread of any process is on, or was on last. `None` if that is not to be seen.
 #[must_use]
 pub fn processor_of(thread: u32) -> Option<usize> {
@@ -63,7 +103,7 @@ mod tests {
     #[test]
     fn a_thread_that_is_kept_to_one_processor_is_seen_there() -> Result<()> {
         let allowed = Processors::allowed()?;
-        let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let thread = this_thread();
         for number in 0..CpuSet::MAX_CPU {
             let Some(one) = allowed.only(number) else { continue };
             assert_eq!(one.count(), 1);
@@ -76,5 +116,28 @@ mod tests {
     #[test]
     fn a_thread_that_does_not_exist_is_nowhere() {
         assert_eq!(processor_of(u32::MAX), None);
+        assert_eq!(waited(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_thread_that_runs_is_seen_to_run() {
+        let thread = this_thread();
+        let Some(before) = waited(thread) else { return eprintln!("skipped: the kernel does not say") };
+        let begin = std::time::Instant::now();
+        while waited(thread).is_some_and(|now| now.ran < before.ran + Duration::from_millis(5)) {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{before:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_gives_way_runs_on() {
+        // In a thread of its own: there is no way back.
+        std::thread::spawn(|| {
+            give_way().unwrap();
+            // SAFETY: 0 is the calling thread.
+            assert_eq!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_IDLE);
+        })
+        .join()
+        .unwrap();
     }
 }

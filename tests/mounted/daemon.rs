@@ -90,3 +90,67 @@ fn the_daemon_is_gone_after_unmounting() {
     assert!(!runs(daemon));
     assert!(names(layers.merged("")).is_empty());
 }
+
+/// The nanoseconds that a thread of a process has run, by the thread's name.
+fn ran(pid: u32, name: &str) -> Option<u64> {
+    let task = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let thread = task.into_iter().find(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == name)?;
+    fs::read_to_string(thread.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+}
+
+/// Whether the machine has processors for the server to choose from, and says how long threads ran.
+fn has_choice() -> bool {
+    std::thread::available_parallelism().unwrap().get() > 1 && fs::exists("/proc/self/schedstat").unwrap()
+}
+
+#[test]
+fn one_caller_alone_is_answered_by_a_thread_that_gives_way_to_it() {
+    plyfs_only!();
+    if !has_choice() {
+        return skipped("one processor, or no /proc/PID/schedstat");
+    }
+    let layers = Layers::new(1);
+    let union = layers.mount();
+    let before = ran(union.daemon(), "plyfs-rider").unwrap();
+    let asked = eventually(Duration::from_secs(60), || {
+        (0..1000).for_each(|n| assert!(!exists(union.merged(format!("nothing-{n}")))));
+        // A file that comes and goes is news each time.
+        (0..1000).for_each(|_| {
+            write(union.merged("file"), "");
+            fs::remove_file(union.merged("file")).unwrap();
+        });
+        ran(union.daemon(), "plyfs-rider").unwrap() > before + 1_000_000
+    });
+    assert!(asked, "the rider never ran");
+}
+
+#[test]
+fn callers_that_come_and_go_are_all_answered() {
+    let layers = Layers::new(1);
+    for n in 0..64 {
+        write(layers.lower(format!("f{n}")), format!("{n}"));
+    }
+    let union = layers.mount();
+    for round in 0..20 {
+        // One alone for a while, then several, one of them with much data.
+        for n in 0..100 {
+            assert!(!exists(union.merged(format!("nothing-{round}-{n}"))));
+        }
+        std::thread::scope(|scope| {
+            for client in 0..4 {
+                let union = &union;
+                scope.spawn(move || {
+                    let own = union.merged(format!("own-{client}"));
+                    let much = vec![b'0' + client; 1 << 20];
+                    for n in 0..16 {
+                        fs::write(&own, if client == 0 { &much } else { &much[..n] }).unwrap();
+                        let file = client as usize * 16 + n;
+                        assert_eq!(read(union.merged(format!("f{file}"))), format!("{file}"));
+                        assert_eq!(fs::read(&own).unwrap().len(), if client == 0 { 1 << 20 } else { n });
+                    }
+                    fs::remove_file(&own).unwrap();
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,431 @@
+//! Who reads requests: any of the regular threads, or one rider alone.
+//!
+//! A caller that does one thing at a time waits for each answer, so the best place for the answer to be made is the caller's
+//! own processor, where it costs no wake-up of another. [`follow`](super::follow) brings a thread there. But when the answer
+//! is sent, the scheduler sees the server on that processor and wakes the caller on an idle one, and the two part again.
+//! Not so if all that runs there has the policy `SCHED_IDLE`: such a processor counts as free, the caller is woken on it,
+//! and takes it over at once (sched(7)). Hence the *rider*: a thread of that policy, on the caller's processor, which alone
+//! reads requests while one caller has the union for itself. A miss then costs half, a creation a third less, as much as if
+//! both were tied to one processor.
+//!
+//! ```text
+//!               one caller for a while (offer)
+//!   open  ------------------------------------------->  ride
+//!   regular threads read        several callers, large data, a long request, nothing to do for a while;   the rider reads,
+//!   (the rider waits)  <--------------------------------------------------------------------------------   the regular wait
+//!                               the lookout sees the rider stuck, or kept from running (end)
+//! ```
+//!
+//! The price of the policy: beside busy processes of the same scheduling group such a thread gets next to nothing, and a user
+//! may give the policy up only by ending the thread. Therefore the *lookout*, a thread of the ordinary policy, looks every few
+//! milliseconds while there is a ride, whether the rider gets on: if it has been in one request the whole time (a slow disk,
+//! a long copy), if requests wait that it does not take, or if it waited for a processor while its caller did not run, the
+//! ride ends and the regular threads read. What is known to take long is handed to a regular thread from the start.
+//! The more often rides end soon, the longer it takes to the next one. Measured beside two endless loops of the same group:
+//! rides of 20 to 30 ms that end as starved, within the first second six of them, then none; beside loops of another group
+//! (each session has its own where the kernel has autogroups) riding costs nothing.
+//!
+//! Must never: leave a mount without a thread that reads. Every way out of [`Crew::may_read`] that is not a read parks the
+//! thread under the lock that the mode is changed under, and whoever changes the mode wakes all.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::lookout::{Judge, Sight};
+use crate::sys::cpu;
+
+/// How often the lookout looks while there is a ride.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A ride that is shorter than this was not worth it, and doubles the time to the next.
+const WORTH_IT: Duration = Duration::from_millis(50);
+const FIRST_PAUSE: Duration = Duration::from_millis(4);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// The least pause after others left the rider no processor: they are likely to go on.
+const STARVED_PAUSE: Duration = Duration::from_millis(100);
+
+/// A request that its reader leaves to another thread, with the queue that its reply has to go through.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub message: Vec<u8>,
+    pub device: Arc<OwnedFd>,
+}
+
+/// What a regular thread is to do next.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// Read a request.
+    Read,
+    /// Answer this one.
+    Answer(Handed),
+    /// End.
+    End,
+}
+
+/// Why a ride ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Others call, or data is moved in large pieces.
+    Crowd,
+    /// A request takes long.
+    Stuck,
+    /// The rider gets no processor.
+    Starved,
+    /// There is nothing to do.
+    Idle,
+}
+
+/// The number of no ride.
+const NONE: u64 = 0;
+
+#[derive(Debug)]
+struct State {
+    riding: bool,
+    /// How many rides there were.
+    number: u64,
+    ended: bool,
+    /// Regular threads that wait for the ride to end.
+    parked: usize,
+    handed: VecDeque<Handed>,
+    began: Instant,
+    not_before: Instant,
+    pause: Duration,
+}
+
+/// The threads of a mount, and who of them reads.
+#[derive(Debug)]
+pub(super) struct Crew {
+    /// The number of the ride, for a look without the lock.
+    riding: AtomicU64,
+    state: Mutex<State>,
+    regular: Condvar,
+    rider: Condvar,
+    lookout: Condvar,
+    /// Whether there is to be a rider at all.
+    rides: bool,
+    /// The rider's thread, once it is there.
+    thread: AtomicU32,
+    /// Twice the number of requests that the rider has begun, less one while it is in one.
+    progress: AtomicU64,
+    caller: AtomicU32,
+}
+
+impl Crew {
+    /// A crew in which the regular threads read, and whether it is to have a rider and a lookout.
+    pub(super) fn new(rides: bool) -> Crew {
+        let now = Instant::now();
+        let state = State {
+            riding: false,
+            number: NONE,
+            ended: false,
+            parked: 0,
+            handed: VecDeque::new(),
+            began: now,
+            not_before: now,
+            pause: FIRST_PAUSE,
+        };
+        Crew {
+            riding: AtomicU64::new(NONE),
+            state: Mutex::new(state),
+            regular: Condvar::new(),
+            rider: Condvar::new(),
+            lookout: Condvar::new(),
+            rides,
+            thread: AtomicU32::new(0),
+            progress: AtomicU64::new(0),
+            caller: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether there is to be a rider, and somebody who looks after it.
+    pub(super) fn rides(&self) -> bool {
+        self.rides
+    }
+
+    /// The calling thread is the rider.
+    pub(super) fn enlist(&self) {
+        self.thread.store(cpu::this_thread(), Ordering::Relaxed);
+    }
+
+    /// A regular thread's turn; waits while there is a ride.
+    pub(super) fn turn(&self) -> Turn {
+        if self.riding.load(Ordering::Relaxed) == NONE {
+            return Turn::Read;
+        }
+        let mut state = self.state.lock();
+        loop {
+            if let Some(handed) = state.handed.pop_front() {
+                return Turn::Answer(handed);
+            }
+            if state.ended {
+                return Turn::End;
+            }
+            if !state.riding {
+                return Turn::Read;
+            }
+            state.parked += 1;
+            self.regular.wait(&mut state);
+            state.parked -= 1;
+        }
+    }
+
+    /// Waits until the rider may read; gives the number of the ride, and none when all is over.
+    pub(super) fn await_ride(&self) -> Option<u64> {
+        let number = self.riding.load(Ordering::Relaxed);
+        if number != NONE {
+            return Some(number);
+        }
+        let mut state = self.state.lock();
+        while !state.riding && !state.ended {
+            self.rider.wait(&mut state);
+        }
+        (!state.ended).then_some(state.number)
+    }
+
+    /// For whom the rider reads.
+    pub(super) fn caller(&self) -> u32 {
+        self.caller.load(Ordering::Relaxed)
+    }
+
+    /// This caller has had the union for itself for a while.
+    pub(super) fn offer(&self, caller: u32) {
+        if self.thread.load(Ordering::Relaxed) == 0 || self.riding.load(Ordering::Relaxed) != NONE {
+            return;
+        }
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if state.riding || state.ended || now < state.not_before {
+            return;
+        }
+        (state.riding, state.began, state.number) = (true, now, state.number + 1);
+        self.caller.store(caller, Ordering::Relaxed);
+        self.riding.store(state.number, Ordering::Relaxed);
+        self.rider.notify_one();
+        self.lookout.notify_one();
+    }
+
+    /// The rider begins with a request.
+    pub(super) fn begin(&self, caller: u32) {
+        self.caller.store(caller, Ordering::Relaxed);
+        // Only the rider writes it.
+        self.progress.store(self.progress.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// The rider is done with it.
+    pub(super) fn done(&self) {
+        self.progress.store(self.progress.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Ends the ride, if there is one.
+    pub(super) fn end_ride(&self, reason: Reason) {
+        let mut state = self.state.lock();
+        self.end(&mut state, reason);
+    }
+
+    fn end(&self, state: &mut State, reason: Reason) {
+        if !state.riding {
+            return;
+        }
+        let now = Instant::now();
+        let lasted = now.duration_since(state.began);
+        state.pause = match reason {
+            Reason::Idle => FIRST_PAUSE,
+            Reason::Starved => (state.pause * 8).clamp(STARVED_PAUSE, LONGEST_PAUSE),
+            _ if lasted >= WORTH_IT => FIRST_PAUSE,
+            _ => (state.pause * 2).min(LONGEST_PAUSE),
+        };
+        state.not_before = now + state.pause;
+        state.riding = false;
+        self.riding.store(NONE, Ordering::Relaxed);
+        self.regular.notify_all();
+        log::debug!("a ride of {lasted:?} ends: {reason:?}; no other for {:?}", state.pause);
+    }
+
+    /// Leaves a request to a regular thread, and the reading as well. Gives it back if none of them is waiting: those that
+    /// are not wait for a request already.
+    pub(super) fn hand_over(&self, message: &[u8], device: &Arc<OwnedFd>) -> bool {
+        let mut state = self.state.lock();
+        let waiting = state.riding && state.parked > state.handed.len();
+        if waiting {
+            state.handed.push_back(Handed { message: message.to_vec(), device: device.clone() });
+        }
+        self.end(&mut state, Reason::Crowd);
+        waiting
+    }
+
+    /// The mount is gone: all threads end.
+    pub(super) fn dismiss(&self) {
+        let mut state = self.state.lock();
+        (state.ended, state.riding) = (true, false);
+        self.riding.store(NONE, Ordering::Relaxed);
+        self.regular.notify_all();
+        self.rider.notify_all();
+        self.lookout.notify_all();
+    }
+
+    /// The lookout's life. `waiting`: whether a request waits to be read.
+    pub(super) fn look_out(&self, waiting: impl Fn() -> bool) {
+        loop {
+            let mut state = self.state.lock();
+            while !state.riding && !state.ended {
+                self.lookout.wait(&mut state);
+            }
+            if state.ended {
+                return;
+            }
+            let began = state.began;
+            drop(state);
+            let mut judge = Judge::new(self.sight(&waiting));
+            loop {
+                let mut state = self.state.lock();
+                self.lookout.wait_for(&mut state, TICK);
+                if state.ended {
+                    return;
+                }
+                if !state.riding || state.began != began {
+                    break;
+                }
+                drop(state);
+                if let Some(reason) = judge.judge(self.sight(&waiting)) {
+                    self.end_ride(reason);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn sight(&self, waiting: &impl Fn() -> bool) -> Sight {
+        let (progress, caller) = (self.progress.load(Ordering::Relaxed), self.caller.load(Ordering::Relaxed));
+        let rider = cpu::waited(self.thread.load(Ordering::Relaxed));
+        Sight { progress, caller, rider, ran: cpu::waited(caller), waiting: waiting() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    use super::*;
+
+    const CALLER: u32 = 1000;
+
+    impl Crew {
+        fn rides_now(&self) -> bool {
+            self.riding.load(Ordering::Relaxed) != NONE
+        }
+    }
+
+    fn device() -> Arc<OwnedFd> {
+        Arc::new(std::fs::File::open("/dev/null").unwrap().as_fd().try_clone_to_owned().unwrap())
+    }
+
+    /// A crew with a rider, and a ride.
+    fn riding() -> Crew {
+        let crew = Crew::new(true);
+        crew.enlist();
+        crew.offer(CALLER);
+        assert!(crew.rides_now());
+        crew
+    }
+
+    fn wait_for(what: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !what() {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn nobody_rides_before_the_rider_is_there() {
+        let crew = Crew::new(true);
+        crew.offer(CALLER);
+        assert!(matches!(crew.turn(), Turn::Read));
+    }
+
+    #[test]
+    fn a_regular_thread_waits_for_the_end_of_a_ride_and_the_rider_for_its_beginning() {
+        let crew = Crew::new(true);
+        crew.enlist();
+        thread::scope(|scope| {
+            let rider = scope.spawn(|| crew.await_ride());
+            crew.offer(CALLER);
+            assert_eq!((rider.join().unwrap(), crew.caller()), (Some(1), CALLER));
+            let regular = scope.spawn(|| crew.turn());
+            wait_for(|| crew.state.lock().parked == 1);
+            crew.end_ride(Reason::Stuck);
+            assert!(matches!(regular.join().unwrap(), Turn::Read));
+        });
+    }
+
+    #[test]
+    fn all_end_when_the_mount_goes() {
+        let crew = riding();
+        thread::scope(|scope| {
+            let regular = scope.spawn(|| crew.turn());
+            let lookout = scope.spawn(|| crew.look_out(|| false));
+            wait_for(|| crew.state.lock().parked == 1);
+            crew.dismiss();
+            assert!(matches!(regular.join().unwrap(), Turn::End | Turn::Read));
+            lookout.join().unwrap();
+            assert_eq!(crew.await_ride(), None);
+            crew.offer(CALLER);
+            assert!(!crew.rides_now());
+        });
+    }
+
+    #[test]
+    fn a_request_is_handed_to_a_thread_that_waits_and_to_no_other() {
+        let (crew, device) = (riding(), device());
+        assert!(!crew.hand_over(b"request", &device), "nobody waits");
+        assert!(!crew.rides_now(), "and yet others read now");
+        let crew = riding();
+        thread::scope(|scope| {
+            let regular = scope.spawn(|| crew.turn());
+            wait_for(|| crew.state.lock().parked == 1);
+            assert!(crew.hand_over(b"request", &device));
+            match regular.join().unwrap() {
+                Turn::Answer(handed) => assert_eq!(handed.message, b"request"),
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(crew.turn(), Turn::Read));
+        });
+    }
+
+    #[test]
+    fn rides_that_end_soon_keep_away_the_next() {
+        let crew = riding();
+        let mut pause = Duration::ZERO;
+        for _ in 0..3 {
+            crew.end_ride(Reason::Crowd);
+            crew.offer(CALLER);
+            let mut state = crew.state.lock();
+            assert!(!state.riding && state.pause > pause, "{state:?}");
+            pause = state.pause;
+            state.not_before = Instant::now();
+            drop(state);
+            crew.offer(CALLER);
+        }
+        crew.state.lock().began -= WORTH_IT;
+        crew.end_ride(Reason::Crowd);
+        assert_eq!(crew.state.lock().pause, FIRST_PAUSE);
+    }
+
+    #[test]
+    fn a_ride_without_requests_ends_by_itself() {
+        let crew = riding();
+        thread::scope(|scope| {
+            let lookout = scope.spawn(|| crew.look_out(|| false));
+            wait_for(|| !crew.rides_now());
+            crew.dismiss();
+            lookout.join().unwrap();
+        });
+    }
+}

@@ -1,0 +1,113 @@
+//! What the lookout of a [`crew`](super::crew) makes of what it sees: whether the rider gets on.
+
+use std::time::Duration;
+
+use super::crew::Reason;
+use crate::sys::cpu::Waited;
+
+/// After how many ticks without a request a ride ends.
+const IDLE_TICKS: u32 = 4;
+
+/// How long the rider may have been kept from running within a tick, beyond the time that its caller ran. Twice in a row,
+/// for others may need the processor for a moment.
+const KEPT_WAITING: Duration = Duration::from_millis(3);
+
+/// What the lookout sees at a tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    pub progress: u64,
+    pub caller: u32,
+    pub rider: Option<Waited>,
+    pub ran: Option<Waited>,
+    pub waiting: bool,
+}
+
+/// What follows from what is seen.
+#[derive(Debug)]
+pub(super) struct Judge {
+    last: Sight,
+    idle: u32,
+    kept_waiting: u32,
+}
+
+impl Judge {
+    /// Begins with what is seen when a ride begins.
+    pub(super) fn new(first: Sight) -> Judge {
+        Judge { last: first, idle: 0, kept_waiting: 0 }
+    }
+
+    /// Why the ride has to end, if it has to.
+    pub(super) fn judge(&mut self, now: Sight) -> Option<Reason> {
+        let last = std::mem::replace(&mut self.last, now);
+        if now.progress == last.progress {
+            if now.progress % 2 == 1 {
+                return Some(Reason::Stuck);
+            }
+            if now.waiting && last.waiting {
+                return Some(Reason::Starved);
+            }
+            self.idle += 1;
+            return (self.idle >= IDLE_TICKS).then_some(Reason::Idle);
+        }
+        self.idle = 0;
+        if now.caller != last.caller {
+            return None;
+        }
+        // Where the waiting cannot be seen nobody rides.
+        let (Some(rider), Some(before)) = (now.rider, last.rider) else { return Some(Reason::Starved) };
+        let ran = now.ran.zip(last.ran).map_or(Duration::ZERO, |(now, last)| now.ran.saturating_sub(last.ran));
+        let kept = rider.waited.saturating_sub(before.waited);
+        if kept > ran + KEPT_WAITING {
+            self.kept_waiting += 1;
+            return (self.kept_waiting > 1).then_some(Reason::Starved);
+        }
+        self.kept_waiting = 0;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALLER: u32 = 1000;
+
+    fn ms(ran: u64, waited: u64) -> Option<Waited> {
+        Some(Waited { ran: Duration::from_millis(ran), waited: Duration::from_millis(waited) })
+    }
+
+    const FIRST: Sight = Sight { progress: 0, caller: CALLER, rider: None, ran: None, waiting: false };
+
+    #[test]
+    fn a_request_that_lasts_from_tick_to_tick_is_stuck() {
+        let mut judge = Judge::new(Sight { progress: 4, rider: ms(0, 0), ..FIRST });
+        assert_eq!(judge.judge(Sight { progress: 5, rider: ms(0, 0), ..FIRST }), None);
+        assert_eq!(judge.judge(Sight { progress: 5, rider: ms(0, 0), ..FIRST }), Some(Reason::Stuck));
+    }
+
+    #[test]
+    fn requests_that_nobody_takes_show_that_the_rider_starves() {
+        let mut judge = Judge::new(Sight { progress: 4, ..FIRST });
+        assert_eq!(judge.judge(Sight { progress: 4, waiting: true, ..FIRST }), None);
+        assert_eq!(judge.judge(Sight { progress: 4, waiting: true, ..FIRST }), Some(Reason::Starved));
+    }
+
+    #[test]
+    fn to_wait_while_the_caller_runs_is_no_starving() {
+        let mut judge = Judge::new(Sight { progress: 0, rider: ms(0, 0), ran: ms(0, 0), ..FIRST });
+        for n in 1..10 {
+            let now = Sight { progress: 2 * n, rider: ms(2 * n, 8 * n), ran: ms(8 * n, 0), ..FIRST };
+            assert_eq!(judge.judge(now), None);
+        }
+        for n in 10..12 {
+            let now = Sight { progress: 2 * n, rider: ms(20, 8 * n), ran: ms(72, 0), ..FIRST };
+            assert_eq!(judge.judge(now), (n == 11).then_some(Reason::Starved));
+        }
+    }
+
+    #[test]
+    fn where_the_waiting_is_not_shown_nobody_rides() {
+        let mut judge = Judge::new(FIRST);
+        assert_eq!(judge.judge(Sight { progress: 2, ..FIRST }), Some(Reason::Starved));
+    }
+}

@@ -1,0 +1,193 @@
+//! A thread that brings requests to the adapter and replies back.
+//!
+//! A request that panics is answered with `EIO` and logged; the thread goes on.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::adapter::{Adapter, Answer, Buffers};
+use super::boundary::Tally;
+use super::crew::{Crew, Reason, Turn};
+use super::follow::{Company, Follower};
+use super::server::MAX_DATA;
+use super::wire::{Header, Reader, Writer, opcode, operation};
+use crate::errno::{Errno, Result};
+use crate::sys;
+
+/// How much data, in bytes, makes a copy-up one that takes long.
+const LONG_COPY: u64 = 1 << 20;
+
+/// One thread's part: a request, its answer, the next.
+pub(super) struct Worker<'a> {
+    adapter: &'a Adapter,
+    crew: &'a Crew,
+    device: Arc<OwnedFd>,
+    tally: Arc<Tally>,
+}
+
+/// A request as it was read.
+struct Message<'a> {
+    header: Header,
+    body: &'a [u8],
+    whole: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    fn parse(whole: &'a [u8]) -> Option<Message<'a>> {
+        let mut reader = Reader(whole);
+        match reader.header() {
+            Ok(header) => Some(Message { header, body: reader.0, whole }),
+            Err(_) => {
+                log::error!("a message of {} bytes is no request", whole.len());
+                None
+            }
+        }
+    }
+}
+
+/// The connection is over.
+struct Over;
+
+/// Room for the largest request. Pages of it that no request has filled cost nothing.
+fn space() -> Vec<u8> {
+    vec![0; MAX_DATA as usize + 4096]
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(adapter: &'a Adapter, crew: &'a Crew, device: Arc<OwnedFd>, tally: Arc<Tally>) -> Worker<'a> {
+        Worker { adapter, crew, device, tally }
+    }
+
+    /// The life of a regular thread.
+    pub(super) fn serve(&self) {
+        let (mut space, mut buffers, mut follower) = (space(), Buffers::default(), Follower::new());
+        loop {
+            match self.crew.turn() {
+                Turn::Read => match self.read(&mut space) {
+                    Ok(Some(message)) => {
+                        let company = follower.as_mut().map(|follower| follower.note(&message.header, message.body));
+                        if company == Some(Company::One) {
+                            self.crew.offer(message.header.pid);
+                        }
+                        self.answer(&self.device, &message, &mut buffers);
+                    }
+                    Ok(None) => {}
+                    Err(Over) => return self.crew.dismiss(),
+                },
+                Turn::Answer(handed) => {
+                    if let Some(message) = Message::parse(&handed.message) {
+                        self.answer(&handed.device, &message, &mut buffers);
+                    }
+                }
+                Turn::End => return,
+            }
+        }
+    }
+
+    /// The life of the thread that stays with one caller.
+    pub(super) fn ride(&self) {
+        let Some(mut follower) = Follower::new() else { return };
+        if let Err(errno) = sys::cpu::give_way() {
+            log::debug!("nobody rides: {errno}");
+            return;
+        }
+        self.crew.enlist();
+        let (mut space, mut buffers) = (space(), Buffers::default());
+        let mut known = 0;
+        while let Some(number) = self.crew.await_ride() {
+            if number != known {
+                known = number;
+                follower.join(self.crew.caller());
+            }
+            match self.read(&mut space) {
+                Ok(Some(message)) => {
+                    self.crew.begin(message.header.pid);
+                    if self.keeps(&mut follower, &message) {
+                        self.answer(&self.device, &message, &mut buffers);
+                    }
+                    self.crew.done();
+                }
+                Ok(None) => {}
+                Err(Over) => return self.crew.dismiss(),
+            }
+        }
+    }
+
+    /// Whether the rider answers this itself.
+    fn keeps(&self, follower: &mut Follower, message: &Message<'_>) -> bool {
+        match follower.note(&message.header, message.body) {
+            Company::Large => !self.crew.hand_over(message.whole, &self.device),
+            Company::Several => {
+                self.crew.end_ride(Reason::Crowd);
+                true
+            }
+            Company::One | Company::AsBefore => {
+                !self.takes_long(&message.header) || !self.crew.hand_over(message.whole, &self.device)
+            }
+        }
+    }
+
+    /// Whether a request copies so much that it is not to be done where others have precedence.
+    fn takes_long(&self, header: &Header) -> bool {
+        match header.opcode {
+            opcode::WRITE | opcode::SETATTR | opcode::SETXATTR | opcode::REMOVEXATTR | opcode::FALLOCATE => {
+                self.adapter.overlay().bytes_to_copy(header.node) >= LONG_COPY
+            }
+            opcode::COPY_FILE_RANGE => true,
+            _ => false,
+        }
+    }
+
+    fn read<'space>(&self, space: &'space mut [u8]) -> std::result::Result<Option<Message<'space>>, Over> {
+        match rustix::io::read(&*self.device, &mut *space) {
+            Ok(length) => Ok(Message::parse(space.get(..length).unwrap_or_default())),
+            // The request was taken back, or a signal came.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(None),
+            // Unmounted.
+            Err(rustix::io::Errno::NODEV) => Err(Over),
+            Err(errno) => {
+                log::error!("requests cannot be read: {errno}");
+                Err(Over)
+            }
+        }
+    }
+
+    /// Answers a request through the queue that it was read from.
+    fn answer(&self, device: &OwnedFd, message: &Message<'_>, buffers: &mut Buffers) {
+        let Message { header, body, .. } = message;
+        let started = log::log_enabled!(log::Level::Debug).then(std::time::Instant::now);
+        let answer = self.tally.answer(self.adapter, header, body, buffers);
+        if let Some(started) = started {
+            let (name, cost) = (operation(header.opcode), started.elapsed());
+            log::debug!("{name} node {} uid {} pid {}: {answer:?} in {cost:?}", header.node, header.uid, header.pid);
+        }
+        let sent = match answer {
+            Ok(Answer::None) => Ok(()),
+            Ok(Answer::Out) => reply(device.as_fd(), header.unique, 0, &buffers.out),
+            Ok(Answer::Data(length)) => {
+                reply(device.as_fd(), header.unique, 0, buffers.data.get(..length).unwrap_or_default())
+            }
+            Err(errno) => reply(device.as_fd(), header.unique, -errno.raw(), &[]),
+        };
+        if let Err(errno) = sent {
+            // ENOENT: nobody waits for the reply any more. What it would have told the kernel, the kernel does not know.
+            log::debug!("the reply to {} did not arrive: {errno}", operation(header.opcode));
+            for node in buffers.entered.drain(..) {
+                self.adapter.overlay().forget(node, 1);
+            }
+        }
+    }
+}
+
+/// Sends a reply in one write, as the protocol wants it.
+fn reply(device: BorrowedFd<'_>, unique: u64, error: i32, payload: &[u8]) -> Result<()> {
+    let mut header = Vec::with_capacity(16);
+    header.put_u32(u32::try_from(16 + payload.len()).map_err(|_| Errno::EIO)?);
+    header.put_u32(error.cast_unsigned());
+    header.put_u64(unique);
+    let parts = [IoSlice::new(&header), IoSlice::new(payload)];
+    let parts = if payload.is_empty() { parts.get(..1).unwrap_or_default() } else { &parts };
+    rustix::io::retry_on_intr(|| rustix::io::writev(device, parts))?;
+    Ok(())
+}

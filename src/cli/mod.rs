@@ -113,8 +113,8 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         log::warn!("the work directory cannot be marked as volatile: {errno}");
     }
     let adapter = Adapter::new(overlay.clone(), policy).with_xattrs(xattrs);
-    let watch = |notifier| {
-        if let Err(errno) = overlay.watch(Notices::new(notifier)) {
+    let watch = |notifier, device| {
+        if let Err(errno) = overlay.watch(Notices::new(notifier, device)) {
             log::warn!("layers cannot be watched ({errno}): what is told lasts a second");
         }
     };

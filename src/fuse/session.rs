@@ -5,6 +5,7 @@
 //! last descriptor of the device.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -36,7 +37,7 @@ enum Event {
 
 /// Serves a mount until it is gone.
 ///
-/// `signals` were held back before the mount was attached, so none is lost. `on_session` gets the handle for notifications
+/// `signals` were held back before the mount was attached, so none is lost. `on_session` gets what notices are given through
 /// before the first request is answered; `on_ready` runs once the mount answers, and its error ends the mount again.
 ///
 /// # Errors
@@ -46,19 +47,20 @@ pub fn serve(
     mounted: Mounted,
     mut options: Options,
     signals: Signals,
-    on_session: impl FnOnce(Notifier),
+    on_session: impl FnOnce(Notifier, OwnedFd),
     on_ready: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
     // Each clone opens the device by its path.
     options.own_queues &= mounted.reopenable();
     let guarded = mounted.guarded();
     let (device, mut point) = mounted.into_parts();
+    let for_notices = device.try_clone()?;
     let session = Server::new(adapter, device, options)?;
     // By a process that stays in the namespace of the mount.
     let question = point.as_ref().map(|point| Question::about(point.path())).transpose()?;
     mount::leave_namespace(point.as_mut());
     let _guard = point.as_mut().filter(|_| guarded).map(mount::guard).transpose()?;
-    on_session(session.notifier());
+    on_session(session.notifier(), for_notices);
 
     let (sender, events) = mpsc::channel();
     spawn_signal_thread(signals, point.as_ref(), sender.clone(), session.reporter())?;

@@ -57,6 +57,14 @@ pub mod opcode {
     pub const STATX: u32 = 52;
 }
 
+/// What the kernel is told without being asked, in the place of an error.
+#[allow(missing_docs)]
+pub mod notify {
+    pub const INVAL_ENTRY: u32 = 3;
+    /// A flag of `INVAL_ENTRY`: the name is asked for again, not dropped.
+    pub const EXPIRE_ONLY: u32 = 1;
+}
+
 /// The name of an operation, for messages.
 #[must_use]
 pub fn operation(code: u32) -> &'static str {

@@ -81,7 +81,13 @@ impl Overlay {
                 self.copy_up_data(&node, Data::All)?;
             }
         }
-        self.make(caller, parent, name, What::Link(&node))
+        let before = node.named();
+        let made = self.make(caller, parent, name, What::Link(&node));
+        if let Some((parent, name)) = before {
+            // The node is where it was found last.
+            self.note_linked(&parent, &name);
+        }
+        made
     }
 
     /// Makes a regular file without a name (`O_TMPFILE`). It can be given one by [`Overlay::link`].
@@ -131,7 +137,11 @@ impl Overlay {
         {
             self.set_impure(&parent, parent_dir)?;
         }
-        let (file, replaced) = self.make_in_upper(&self.caller_on_disk(caller), &target, what)?;
+        let make = || self.make_in_upper(&self.caller_on_disk(caller), &target, what);
+        let (file, replaced) = self.change_names(&[(&parent, target.dir)], make)?;
+        if let What::Link(_) = what {
+            self.note_linked(&parent, name);
+        }
         self.listings.forget(parent.id);
         let found = match self.look_at_new(&target, what, file.as_ref()) {
             Ok(found) => found,

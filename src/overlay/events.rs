@@ -13,7 +13,7 @@ use super::superblock::Overlay;
 use super::table::Key;
 use super::watch::{Listener, Watcher};
 use crate::errno::Result;
-use crate::sys::{self, AsFd, At, Happening, Kind, WatchId};
+use crate::sys::{self, AsFd, At, Happening, Stat, WatchId};
 
 impl Overlay {
     /// Tells what the events of one queue mean.
@@ -68,10 +68,10 @@ impl Overlay {
             for lower in state.lowers.read().iter() {
                 lower.wh_names.store(0, Ordering::Relaxed);
             }
-            listener.name_changed(dir.id, name);
+            self.ask_again(listener, dir, name);
         }
         self.listings.forget(dir.id);
-        listener.name_changed(dir.id, name);
+        self.ask_again(listener, dir, name);
         // Whether or not the name was known: the listing and the times of the directory are others now.
         listener.object_changed(dir.id);
     }
@@ -79,11 +79,18 @@ impl Overlay {
     /// Whether the upper has under a name what the union knows to be there.
     fn is_as_known(&self, watcher: &Watcher, dir: &Arc<Node>, name: &OsStr) -> bool {
         let Ok(fd) = self.dir_fd(dir, UPPER) else { return false };
+        // A request under way has changed the name, and will say so before it lets go of it.
+        let Ok(_settled) = self.names(dir).map(|names| names.read()) else { return false };
         match sys::stat(At::Name(fd.as_fd(), name)) {
             Ok(stat) if !stat.is_null_device() => {
                 let node = self.table.find(&Key::Real(RealId::of(&stat)));
                 node.is_some_and(|node| {
-                    node.state.read().layer == UPPER && (node.kind != Kind::Dir || node.place().is(dir, name))
+                    let (layer, here) = {
+                        let state = node.state.read();
+                        (state.layer, state.place.is(dir, name))
+                    };
+                    // Of a file with several names the node knows one.
+                    layer == UPPER && (here || watcher.linked.has(&(dir.id, name.to_owned())))
                 })
             }
             _ => watcher.removed.has(&(dir.id, name.to_owned())),
@@ -93,13 +100,19 @@ impl Overlay {
     /// The object of a name changed in a layer.
     fn object_happened(&self, listener: &dyn Listener, dir: &Arc<Node>, layer: LayerIndex, name: &OsStr) {
         let Ok(fd) = self.dir_fd(dir, layer) else { return };
-        let Ok(stat) = sys::stat(At::Name(fd.as_fd(), name)) else { return };
-        let node =
-            self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
-        let Some(node) = node else { return };
+        let at = At::Name(fd.as_fd(), name);
+        let Some((stat, node, own)) = self.settled(dir, at, name) else { return };
+        let Some(node) = node else {
+            if layer != UPPER && stat.is_dir() {
+                // A part of one, which may have become opaque; a node is known by the topmost.
+                self.foreign_changes.end();
+                self.ask_again(listener, dir, name);
+            }
+            return;
+        };
         // Even if the last change was the union's own: it may have come right after one that was not.
         node.xattrs.forget();
-        if layer == UPPER && node.own_change.is(&stat) {
+        if layer == UPPER && own {
             return;
         }
         if layer == UPPER && node.own_change.is_unheard() {
@@ -111,20 +124,46 @@ impl Overlay {
         if node.state.read().layer == layer {
             listener.object_changed(node.id);
         }
-        if node.kind == Kind::Dir {
+        if let Some(state) = &node.dir {
+            state.forget_upper();
             // It may have become opaque.
-            listener.name_changed(dir.id, name);
+            self.ask_again(listener, dir, name);
         }
+    }
+
+    /// What a name has in a layer, the node that stands for it, and whether its last change was the union's own: while no
+    /// request is under way that has changed the name and not said so yet.
+    fn settled(&self, dir: &Arc<Node>, at: At<'_>, name: &OsStr) -> Option<(Stat, Option<Arc<Node>>, bool)> {
+        let _down_the_tree = self.crossing.read();
+        let _names = self.names(dir).ok()?.read();
+        let stat = sys::stat(at).ok()?;
+        let node =
+            self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
+        let own = node.as_ref().is_some_and(|node| match node.dir {
+            Some(_) => self.is_as_noted(node, at),
+            None => node.own_change.is(&stat),
+        });
+        Some((stat, node, own))
+    }
+
+    /// Whether a directory's last change was the union's own. Whoever changes names in it holds them until that is noted.
+    fn is_as_noted(&self, node: &Node, at: At<'_>) -> bool {
+        let _settled = self.names(node).map(|names| names.read());
+        sys::stat(at).is_ok_and(|stat| node.own_change.is(&stat))
     }
 
     /// A watched directory itself changed in a layer.
     fn directory_happened(&self, listener: &dyn Listener, node: &Arc<Node>, layer: LayerIndex) {
         let Ok(fd) = self.dir_fd(node, layer) else { return };
         node.xattrs.forget();
-        if layer == UPPER && sys::stat(At::Fd(fd.as_fd())).is_ok_and(|stat| node.own_change.is(&stat)) {
+        // The union itself removed it, or changed it last.
+        if layer == UPPER && (self.is_as_noted(node, At::Fd(fd.as_fd())) || matches!(node.place(), Place::Gone)) {
             return;
         }
         self.foreign_changes.end();
+        if let Some(state) = &node.dir {
+            state.forget_upper();
+        }
         listener.object_changed(node.id);
     }
 
@@ -159,14 +198,10 @@ impl Overlay {
                 let state = node.state.read();
                 (state.place.clone(), state.layer)
             };
-            if let Place::In { parent, name } = place
-                && ((real == UPPER) == (layer == UPPER) || node.dir.is_some())
-            {
-                self.listings.forget(node.id);
-                listener.name_changed(parent.id, &name);
+            if matches!(place, Place::In { .. }) && node.dir.is_none() && (real == UPPER) == (layer == UPPER) {
                 listener.object_changed(node.id);
             }
         }
-        listener.object_changed(self.root.id);
+        self.forget_below(listener, &self.root);
     }
 }

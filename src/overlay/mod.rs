@@ -28,6 +28,7 @@ mod redirect;
 mod remove;
 mod rename;
 mod resolve;
+mod revalidate;
 mod setup;
 mod superblock;
 mod sync;

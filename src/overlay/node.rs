@@ -9,7 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::metacopy::LowerData;
 use super::order::{Level, Mutex, RwLock};
@@ -115,6 +115,8 @@ pub(super) struct DirState {
     pub lowers: RwLock<Arc<[LowerDir]>>,
     /// For one that is not watched: what its real directories looked like when they were last compared.
     pub look: AtomicU64,
+    /// Whether other lower directories are merged here than when the names below were last told of.
+    pub parts_changed: AtomicBool,
     /// The watches on it, one a layer. Lock order: after `names`, before any `state`.
     pub watches: Watches,
     /// Whether the upper directory carries the impure mark: 0 unknown, 1 no, 2 yes.
@@ -133,11 +135,21 @@ impl Default for DirState {
             names: RwLock::new(Level::Names, ()),
             lowers: RwLock::new(Level::Leaf, Arc::default()),
             look: AtomicU64::default(),
+            parts_changed: AtomicBool::default(),
             watches: Watches::default(),
             impure: AtomicU8::default(),
             wh_names: AtomicU8::default(),
             default_acl: AtomicU8::default(),
             children: AtomicU32::default(),
+        }
+    }
+}
+
+impl DirState {
+    /// The upper directory was changed behind the mount: what was found out about it is found out again.
+    pub fn forget_upper(&self) {
+        for known in [&self.impure, &self.wh_names, &self.default_acl] {
+            known.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The union's own changes to the upper, which raise events as those of others do, and are to be known from them.
 //!
-//! A name that came is known by the node that is there, one that went by the list of names just removed, an object by the
-//! time of its last change, which the operation that made the change has noted.
+//! A name that came is known by the node that is there, or, for a file with several names, from a list of names just made;
+//! one that went from a list of names just removed; an object by the time of its last change, which the operation that made
+//! the change has noted.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -9,12 +10,14 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::node::{Node, NodeId};
 use super::superblock::Overlay;
-use crate::sys::{self, At, Kind, Stat};
+use crate::errno::Result;
+use crate::sys::{self, At, BorrowedFd, Kind, Stat};
 
-/// For how long a removal is remembered as the union's own.
+/// For how long a name is remembered as the union's own doing.
 const OWN: Duration = Duration::from_secs(2);
 
 /// Whether a copy-up changed the inode number that callers see.
@@ -58,6 +61,11 @@ impl OwnChange {
         (stat.ctime.sec.cast_unsigned() << 30) | u64::from(stat.ctime.nsec)
     }
 
+    /// Whether it was ever changed through the union.
+    fn is_noted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
     pub fn note(&self, stat: &Stat) {
         self.0.store(Self::stamp(stat), Ordering::Relaxed);
     }
@@ -67,10 +75,10 @@ impl OwnChange {
     }
 }
 
-/// Names that the union itself just removed: two generations, of which the older is dropped in time. A leaf of the lock
+/// Names that the union itself just removed, or made: two generations, of which the older is dropped in time. A leaf of the lock
 /// order.
 #[derive(Debug)]
-pub(super) struct Removed(Mutex<Generations>);
+pub(super) struct OwnNames(Mutex<Generations>);
 
 #[derive(Debug)]
 struct Generations {
@@ -78,29 +86,29 @@ struct Generations {
     names: [HashSet<(NodeId, OsString)>; 2],
 }
 
-impl Default for Removed {
-    fn default() -> Removed {
-        Removed(Mutex::new(Generations { since: Instant::now(), names: Default::default() }))
+impl Default for OwnNames {
+    fn default() -> OwnNames {
+        OwnNames(Mutex::new(Generations { since: Instant::now(), names: Default::default() }))
     }
 }
 
-impl Removed {
-    /// Remembers that the union itself removed a name.
+impl OwnNames {
+    /// Remembers a name.
     fn note(&self, parent: NodeId, name: &OsStr) {
-        let mut removed = self.0.lock();
-        if removed.since.elapsed() > OWN {
-            removed.since = Instant::now();
-            removed.names.swap(0, 1);
-            if let Some(current) = removed.names.first_mut() {
+        let mut known = self.0.lock();
+        if known.since.elapsed() > OWN {
+            known.since = Instant::now();
+            known.names.swap(0, 1);
+            if let Some(current) = known.names.first_mut() {
                 current.clear();
             }
         }
-        if let Some(current) = removed.names.first_mut() {
+        if let Some(current) = known.names.first_mut() {
             current.insert((parent, name.to_owned()));
         }
     }
 
-    /// Whether it did.
+    /// Whether it was noted.
     pub fn has(&self, key: &(NodeId, OsString)) -> bool {
         self.0.lock().names.iter().any(|names| names.contains(key))
     }
@@ -111,6 +119,13 @@ impl Overlay {
     pub(super) fn note_removed(&self, parent: &Node, name: &OsStr) {
         if let Some(watcher) = self.watcher.get() {
             watcher.removed.note(parent.id, name);
+        }
+    }
+
+    /// The union itself gave a file in the upper one more name, or moved one of several.
+    pub(super) fn note_linked(&self, parent: &Node, name: &OsStr) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher.linked.note(parent.id, name);
         }
     }
 
@@ -132,6 +147,27 @@ impl Overlay {
         if let Some(listener) = self.listener.get() {
             listener.attributes_changed(node.id);
         }
+    }
+
+    /// Makes, moves or removes names in directories of the upper. That changes the directories themselves, without an event
+    /// of their own; but the event of an earlier change, such as the mark that a new directory gets, may not have been
+    /// looked at yet, and would not be recognised by a time that is not that of the last change any more.
+    pub(super) fn change_names<T>(
+        &self,
+        dirs: &[(&Node, BorrowedFd<'_>)],
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let as_noted: SmallVec<[_; 2]> = dirs
+            .iter()
+            .filter(|(dir, _)| dir.own_change.is_noted() && self.watcher.get().is_some())
+            // What others did meanwhile is not to be taken for the union's.
+            .filter(|(dir, fd)| sys::stat(At::Fd(*fd)).is_ok_and(|stat| dir.own_change.is(&stat)))
+            .collect();
+        let result = change();
+        for (dir, fd) in as_noted {
+            self.note_change(dir, At::Fd(*fd));
+        }
+        result
     }
 
     /// The union itself changed an object in the upper.

@@ -75,11 +75,10 @@ impl Overlay {
         let lower = !parent.lowers().is_empty() && self.lower_has(parent, name)?;
         let object = self.dir_fd(&node, layer)?;
         let dir = self.dir_fd(parent, UPPER)?;
-        if layer == UPPER {
-            self.remove_upper_dir(dir.as_fd(), name, lower)?;
-        } else {
-            self.make_whiteout(dir.as_fd(), name)?;
-        }
+        self.change_names(&[(parent, dir.as_fd())], || match layer {
+            UPPER => self.remove_upper_dir(dir.as_fd(), name, lower),
+            _ => self.make_whiteout(dir.as_fd(), name),
+        })?;
         self.note_removed(parent, name);
         self.listings.forget(parent.id);
         let mut state = node.state.write();
@@ -141,14 +140,16 @@ impl Overlay {
             };
             self.pin_object(node, state, real.as_fd(), name)?;
         }
-        if found.layer != UPPER {
-            self.make_whiteout(dir.as_fd(), name)?;
-        } else if lower {
-            let temporary = self.work()?.temporary();
-            self.replace_by_whiteout((dir.as_fd(), name), temporary.pair())?;
-        } else {
-            sys::unlink(dir.as_fd(), name)?;
-        }
+        self.change_names(&[(parent, dir.as_fd())], || {
+            if found.layer != UPPER {
+                self.make_whiteout(dir.as_fd(), name)
+            } else if lower {
+                let temporary = self.work()?.temporary();
+                self.replace_by_whiteout((dir.as_fd(), name), temporary.pair())
+            } else {
+                sys::unlink(dir.as_fd(), name)
+            }
+        })?;
         let mut gone = match object {
             Some(object) => self.name_removed(object, node.zip(state.as_deref_mut()))?,
             None => Vec::new(),

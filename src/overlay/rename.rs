@@ -343,7 +343,7 @@ impl Overlay {
             Some(replaced) if replaced.kind != Kind::Dir => self.object_to_count(new.dir.as_fd(), &new.name, UPPER)?,
             _ => None,
         };
-        on_disk()?;
+        self.change_names(&[(&old.parent, old.dir.as_fd()), (&new.parent, new.dir.as_fd())], on_disk)?;
         let mut gone = Vec::new();
         if let Some(object) = object {
             let state = replaced.and_then(|replaced| states.iter_mut().find(|(id, _)| *id == replaced.id));
@@ -355,7 +355,9 @@ impl Overlay {
         }
         for (id, state) in &mut states {
             if *id == moving.id {
-                if state.place.is(&old.parent, &old.name) {
+                if !state.place.is(&old.parent, &old.name) {
+                    self.note_linked(&new.parent, &new.name);
+                } else {
                     gone.extend(self.settle(moving, state, new));
                     stay(moving, homes.take());
                 }

@@ -74,8 +74,14 @@ impl Overlay {
         let parent = self.node(parent)?;
         let _unchanged = self.names(&parent)?.read();
         let _watched = self.is_watched(&parent);
+        let before = self.foreign_changes.now();
         let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
-        self.enter(&parent, name, found)
+        let mut entry = self.enter(&parent, name, found)?;
+        if self.foreign_changes.now() != before {
+            // The notice may come before this answer, and would be forgotten over it.
+            entry.lasting = Lasting::Neither;
+        }
+        Ok(entry)
     }
 
     /// Whether the absence of a name in a directory may be believed until a notice comes.
@@ -425,50 +431,6 @@ impl Overlay {
             _ if node.own_change.is_mapped() => Lasting::NameOnly,
             0 | 1 => Lasting::Both,
             _ => Lasting::Name,
-        }
-    }
-
-    /// A node was found again, perhaps elsewhere: under another of its names, or moved behind the mount.
-    fn refresh(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Arc<OsStr>, found: &Found) {
-        let mut gone = Vec::new();
-        {
-            let mut state = node.state.write();
-            if !state.place.is(parent, name) && !matches!(state.place, Place::Root) {
-                state.place = Place::In { parent: parent.clone(), name: name.clone() };
-                state.pins.object = None;
-                node.xattrs.forget();
-                gone = self.table.moved(node, Some(parent));
-            }
-            let real = RealId::of(&found.stat);
-            let same = state.real == real && state.layer == found.layer;
-            if found.data.is_none() || !(same && found.layer == UPPER) {
-                // An upper file that has got its data does not lose it again, whatever was read before.
-                state.data = found.data.clone();
-            }
-            if found.index.is_some() || !same {
-                state.index = found.index.clone();
-            }
-            if !same {
-                self.readers.remove(&node.id);
-                self.writers.remove(&node.id);
-                node.xattrs.forget();
-            }
-            state.layer = found.layer;
-            state.real = real;
-        }
-        self.let_go(gone);
-        if let Some(dir) = &node.dir {
-            let same = {
-                let known = dir.lowers.read();
-                known.len() == found.lowers.len()
-                    && known
-                        .iter()
-                        .zip(&found.lowers)
-                        .all(|(a, b)| a.layer == b.layer && a.ino == b.ino && a.home == b.home)
-            };
-            if !same {
-                *dir.lowers.write() = found.lowers.iter().cloned().collect();
-            }
         }
     }
 }

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use super::node::{LayerIndex, Node, NodeId, UPPER};
 use super::order::{Level, Mutex};
-use super::own_change::Removed;
+use super::own_change::OwnNames;
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, Inotify, WatchId};
@@ -49,7 +49,8 @@ pub(super) struct Watcher {
     queues: Option<Queues>,
     /// Which directories a watch is for: usually one. A leaf of the lock order.
     watched: Mutex<Watched>,
-    pub removed: Removed,
+    pub removed: OwnNames,
+    pub linked: OwnNames,
     budget: AtomicUsize,
 }
 
@@ -100,7 +101,8 @@ impl Watcher {
         Watcher {
             queues: queues.ok(),
             watched: Mutex::new(Level::Leaf, Watched::default()),
-            removed: Removed::default(),
+            removed: OwnNames::default(),
+            linked: OwnNames::default(),
             budget: AtomicUsize::new(budget),
         }
     }

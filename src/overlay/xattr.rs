@@ -245,6 +245,7 @@ impl Overlay {
             Err(errno) if !is_absent(errno) => return Err(errno),
             _ => dir.impure.store(2, Ordering::Relaxed),
         }
+        self.note_change(node, At::Fd(fd.as_fd()));
         Ok(())
     }
 

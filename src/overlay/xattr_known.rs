@@ -50,6 +50,11 @@ pub(super) struct Asked {
 }
 
 impl Epoch {
+    /// Another value means that something was changed meanwhile.
+    pub fn now(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
     /// Somebody changed something in a layer.
     pub fn end(&self) {
         self.0.fetch_add(1, Ordering::AcqRel);

@@ -14,6 +14,7 @@ mod data;
 mod layers;
 mod listing;
 mod mounting;
+mod mounts_inside;
 mod names;
 mod numbers;
 mod open_files;

@@ -26,6 +26,7 @@ mod links;
 mod memory;
 mod metacopy;
 mod model;
+mod notices;
 mod order;
 mod override_stat;
 mod random;

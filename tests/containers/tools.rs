@@ -91,3 +91,22 @@ fn bubblewrap_takes_a_plyfs_mount_as_its_root() {
     );
     assert_eq!(said, "in\n/bin/sh\nin\nno\n0:600\nin\nupper: bin in upper/bin: yes\n");
 }
+
+#[test]
+fn the_machines_root_is_a_layer_but_for_what_is_mounted_in_it() {
+    need_programs!("mount");
+    // The kernel's overlay shows what lies under a mount. Where that must not be uncovered, it refuses the layer as a whole.
+    let script = "mkdir up work m
+        look() {
+            plyfs -o lowerdir=/,upperdir=up,workdir=work m
+            stat m/proc 2>&1 || true; [ -x m/usr/bin/env ]; $1 m; sleep 0.1
+        }
+        export -f look
+        look 'fusermount3 -u'; no_servers
+        unshare -Urm bash -euc '
+            ! mount -t overlay none -o lowerdir=/,upperdir=up,workdir=work,userxattr m 2>/dev/null
+            look umount'
+        no_servers";
+    let refused = "stat: cannot statx 'm/proc': Invalid cross-device link\n";
+    assert_eq!(Arena::new().run(Who::User, script), refused.repeat(2));
+}

@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # Times rootless podman with plyfs, fuse-overlayfs and the kernel's own overlay, in turn, and prints medians in seconds.
 #
-# Usage: scripts/containers.sh [ROUNDS [PLYFS]]     as root: a plain user is made in namespaces that end with the script
-#        PROGRAMS="plyfs native" times these only, FILES=9000 makes the large image smaller, TIMES=FILE keeps each single time (ms)
+# Usage: scripts/containers.sh [ROUNDS [PLYFS [FUSE_OVERLAYFS_2]]]
+#                       as root: a plain user is made in namespaces that end with the script
+#   PROGRAMS="plyfs native"   times these only      FILES=9000   makes the large image smaller
+#   UNDER="COMMAND..."        runs each program's part of a round under it: what waits for an idle machine, say
+#   FIRST="COMMAND..."        runs each program's making of the images under it, which takes a minute or three
+#   TIMES=FILE                keeps each single time (ms)
 #
-# What is timed: starting a container, a build of eight steps, committing a small change on an image of 90,000 files, and
-# copying and removing two ninths of them inside a container. Each program has a store of its own.
+# What is timed: starting a container, a build of eight steps, committing a small change on an image of 90,000 files, and in
+# a container of that image: copying a /usr and removing the copy, hiding two ninths of the files, making and removing a
+# tree of 30,000 small files as npm does (a third of FILES), and git if the machine has it. Each program has its own store.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export ROUNDS=${1:-3} FILES=${FILES:-90000} PROGRAMS=${PROGRAMS:-plyfs fuse-overlayfs native}
+export ROUNDS=${1:-3} FILES=${FILES:-90000}
 PLYFS=$(realpath "${2:-target/release/plyfs}")
-export PLYFS
+NEWER=${3:+$(realpath "$3")}
+export PROGRAMS=${PROGRAMS:-native fuse-overlayfs ${NEWER:+fuse-overlayfs-2} plyfs}
+export PLYFS NEWER
 [ "$(id -u)" = 0 ] || { echo "not root" >&2; exit 1; }
 for program in podman crun busybox newuidmap python3; do
     command -v "$program" >/dev/null || { echo "no $program" >&2; exit 1; }
@@ -18,11 +25,12 @@ done
 
 # Short: where a path of a socket has more than 108 bytes, podman waits 20 seconds for each container.
 dir=$(mktemp -d /tmp/plyfs-c-XXXXXX)
+export UNDER=${UNDER:-} FIRST=${FIRST:-}
 trap 'rm -rf "$dir"' EXIT
 chmod 755 "$dir"
 export DIR=$dir
-mkdir "$dir"/{home,run,tmp,private,context,bb,bb/bin,bb/etc,bb/proc,bb/sys,bb/dev,bb/tmp,bb/usr}
-touch "$dir/plyfs"
+mkdir "$dir"/{home,run,tmp,private,context,bb,bb/bin,bb/etc,bb/proc,bb/sys,bb/dev,bb/tmp,bb/usr,bb/root}
+touch "$dir/plyfs" "$dir/newer"
 cp -L "$(command -v busybox)" "$dir/bb/bin/busybox"
 for applet in $(busybox --list); do [ -e "$dir/bb/bin/$applet" ] || ln -s busybox "$dir/bb/bin/$applet"; done
 echo root:x:0:0::/root:/bin/sh > "$dir/bb/etc/passwd"
@@ -66,6 +74,7 @@ store() {
     case $1 in
         native) program= ;;
         plyfs) program=$DIR/plyfs ;;
+        fuse-overlayfs-2) program=$DIR/newer ;;
         *) program=$(command -v "$1") ;;
     esac
     printf '[storage]\ndriver = "overlay"\n' > "$HOME/.config/containers/storage.conf"
@@ -80,35 +89,56 @@ timed() { # WHAT COMMAND...
     echo "$what $NAME $(( (${EPOCHREALTIME/./} - ${start/./}) / 1000 ))" >> "$DIR/tmp/times"
     tail -n 1 "$DIR/tmp/times" >&2
 }
-for NAME in $PROGRAMS; do
-    store $NAME
+prepare() {
     podman import -q "$DIR/bb.tar" bb >/dev/null 2>&1
-    printf 'FROM localhost/bb\nADD tree.tar /\n' > Dockerfile
+    printf 'FROM localhost/bb\nADD tree.tar usr.tar /\n' > Dockerfile
     podman build -q -t big -f Dockerfile "$DIR/big" >/dev/null 2>&1
     podman run --rm big true
-done
-for round in $(seq "$ROUNDS"); do
-    for NAME in $PROGRAMS; do
-        store $NAME
-        for n in 1 2 3; do timed run podman run --rm bb true; done
-        timed build podman build -q --no-cache --isolation=chroot -t built "$DIR/context"
-        podman run --name small big sh -c 'echo changed >/tree/new; rm -r /tree/4/d1 2>/dev/null; mkdir /new; chmod 700 /tree/3' 
-        timed commit podman commit -q small changed
-        podman rm small >/dev/null
-        podman rmi changed >/dev/null
-        podman run -d --name work big sleep 100000 >/dev/null
-        timed copy podman exec work cp -a /tree/1 /tree/2 /root
-        timed remove podman exec work rm -rf /root/1 /root/2
-        timed hide podman exec work rm -rf /tree/5 /tree/6
-        podman rm -f -t0 work >/dev/null
-    done
+}
+measure() {
+    for n in 1 2 3 4 5; do timed run podman run --rm bb true; done
+    timed build podman build -q --no-cache --isolation=chroot -t built "$DIR/context"
+    podman rmi built >/dev/null
+    podman run --name small big sh -c 'echo changed >/tree/new; rm -r /tree/4/d1 2>/dev/null; mkdir /new; chmod 700 /tree/3'
+    timed commit podman commit -q small changed
+    podman rm small >/dev/null
+    podman rmi changed >/dev/null
+    podman run -d --name work big sleep 100000 >/dev/null
+    timed copy podman exec work cp -a /usr /root/usr
+    timed remove podman exec work rm -rf /root/usr
+    timed hide podman exec work rm -rf /tree/5 /tree/6
+    timed npm podman exec work sh -c "for p in \$(seq $((FILES / 180))); do mkdir -p /srv/node_modules/p\$p/lib
+        for n in \$(seq 60); do echo module \$p.\$n >/srv/node_modules/p\$p/lib/f\$n.js; done; done"
+    timed unnpm podman exec work rm -rf /srv/node_modules
+    if [ -e "$DIR/with-git" ]; then
+        timed git podman exec -e HOME=/root -e GIT_AUTHOR_NAME=a -e GIT_AUTHOR_EMAIL=b -e GIT_COMMITTER_NAME=a \
+            -e GIT_COMMITTER_EMAIL=b work sh -ec 'cp -a /tree/7 /srv/repo; cd /srv/repo; git init -q; git add -A
+                git commit -qm one; git checkout -q -b side; rm -r "$(ls -d d* | head -n 1)"; git commit -qam two
+                git checkout -q -; git status --porcelain'
+    fi
+    podman rm -f -t0 work >/dev/null
+}
+for NAME in $PROGRAMS; do
+    store $NAME
+    "$1"
 done
 END
 mkdir "$dir/big"
 mv "$dir/tree.tar" "$dir/big/"
-mkdir "$dir/bb/root"
-tar -C "$dir/bb" --owner=0 --group=0 -cf "$dir/bb.tar" .
+# A /usr of some thousand files: headers of no great size, and git with all that it needs.
+find /usr/include -type f -size -64k | sort > "$dir/parts"
+if command -v git >/dev/null; then
+    touch "$dir/with-git"
+    git=$(realpath "$(command -v git)")
+    { echo "$git"; ldd "$git" | grep -o '/[^ ]*'; } >> "$dir/parts"
+fi
+tar -C / -chPf "$dir/big/usr.tar" --owner=0 --group=0 -T "$dir/parts"
 chown 4242:4242 "$dir/home" "$dir/run" "$dir/tmp"
+cat > "$dir/as-user" <<'END'
+setpriv --reuid 4242 --regid 4242 --clear-groups env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin TMPDIR="$DIR/tmp" LANG=C.UTF-8 \
+    DIR="$DIR" FILES="$FILES" PROGRAMS="$PROGRAMS" BUILDAH_ISOLATION=chroot CONTAINERS_CONF="$DIR/containers.conf" \
+    bash -eu "$DIR/inner.sh" "$1"
+END
 unshare --mount --propagation private --pid --fork --kill-child --mount-proc --net bash -euc '
     mount --make-rshared /
     ip link set lo up 2>/dev/null || true
@@ -123,9 +153,12 @@ unshare --mount --propagation private --pid --fork --kill-child --mount-proc --n
     mount -t tmpfs -o mode=1777 none /dev/shm
     mount --bind "$DIR/private/fuse" /dev/fuse
     mount --bind "$PLYFS" "$DIR/plyfs"
-    setpriv --reuid 4242 --regid 4242 --clear-groups env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin TMPDIR="$DIR/tmp" LANG=C.UTF-8 \
-        DIR="$DIR" ROUNDS="$ROUNDS" PROGRAMS="$PROGRAMS" BUILDAH_ISOLATION=chroot CONTAINERS_CONF="$DIR/containers.conf" bash -eu "$DIR/inner.sh"
-    true' < /dev/null 1>&2 || { echo "a program failed; see above" >&2; exit 1; }
+    [ -z "$NEWER" ] || mount --bind "$NEWER" "$DIR/newer"
+    # Unquoted: they may have arguments.
+    for program in $PROGRAMS; do PROGRAMS=$program $FIRST bash "$DIR/as-user" prepare; done
+    for round in $(seq "$ROUNDS"); do
+        for program in $PROGRAMS; do PROGRAMS=$program $UNDER bash "$DIR/as-user" measure; done
+    done' < /dev/null 1>&2 || { echo "a program failed; see above" >&2; exit 1; }
 [ -z "${TIMES:-}" ] || cp "$dir/tmp/times" "$TIMES"
 printf 'large image: %s files; load when done: %s\n\n' "$FILES" "$(cut -d' ' -f1 /proc/loadavg)"
 python3 - "$dir/tmp/times" <<'END'
@@ -134,9 +167,10 @@ times = {}
 for line in open(sys.argv[1]):
     what, program, ms = line.split()
     times.setdefault(what, {}).setdefault(program, []).append(int(ms) / 1000)
-words = {'run': 'podman run true', 'build': 'build of eight steps', 'commit': 'commit of a small change',
-         'copy': 'cp -a of two ninths', 'remove': 'rm -rf of the copy', 'hide': 'rm -rf of two ninths'}
-programs = [name for name in ('native', 'fuse-overlayfs', 'plyfs') if name in times['run']]
+words = {'run': 'podman run true', 'build': 'build of eight steps', 'commit': 'commit of a small change', 'copy': 'cp -a /usr',
+         'remove': 'rm -rf of the copy', 'hide': 'rm -rf of two ninths of the image', 'npm': 'small files made',
+         'unnpm': 'small files removed', 'git': 'git add, commit, checkout'}
+programs = [name for name in ('native', 'fuse-overlayfs', 'fuse-overlayfs-2', 'plyfs') if name in times['run']]
 others = [name for name in programs if name != 'plyfs']
 print('| seconds, median |', ' | '.join(programs + [f'plyfs / {name}' for name in others]), '|')
 print('|---' * (1 + len(programs) + len(others)) + '|')

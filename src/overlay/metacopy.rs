@@ -143,7 +143,8 @@ impl Overlay {
                     break;
                 }
             }
-        } else if !(data_only && absolute) {
+        } else if above < self.layers.last_merged() || !(data_only && absolute) {
+            // From the last of the merged layers nothing but a layer of data can be meant: the kernel follows there, too.
             log::warn!("a file without data of its own is not followed: mount with metacopy=on");
             return Err(Errno::EPERM);
         }

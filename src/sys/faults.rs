@@ -6,7 +6,7 @@
 //! Must never: fail a call that nobody armed, or one of another thread.
 
 #[cfg(debug_assertions)]
-pub use armed::{Fault, arm, deny, disarm};
+pub use armed::{Fault, arm, deny, disarm, seal};
 
 /// Where each system call passes before it is made, with its name.
 #[cfg(not(debug_assertions))]
@@ -16,7 +16,7 @@ pub(super) const fn gate(_call: &'static str) -> crate::errno::Result<()> {
 }
 
 #[cfg(debug_assertions)]
-pub(super) use armed::gate;
+pub(super) use armed::{gate, sealed_with};
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -48,6 +48,8 @@ mod armed {
         counting: bool,
         /// Calls that a file system does not know.
         denied: Option<(&'static str, Errno)>,
+        /// What fs-verity says of every file.
+        sealed: Option<(u8, Vec<u8>)>,
     }
 
     thread_local! {
@@ -73,6 +75,16 @@ mod armed {
     /// Every call of this name fails with this, in this thread, until `None` is given: a file system that lacks it.
     pub fn deny(call: Option<(&'static str, Errno)>) {
         PLAN.with_borrow_mut(|plan| plan.denied = call);
+    }
+
+    /// fs-verity says this of every file that this thread asks for, until `None` is given: few file systems have it, and
+    /// not every kernel. The number of the algorithm, and the digest.
+    pub fn seal(digest: Option<(u8, Vec<u8>)>) {
+        PLAN.with_borrow_mut(|plan| plan.sealed = digest);
+    }
+
+    pub(in crate::sys) fn sealed_with() -> Option<(u8, Vec<u8>)> {
+        PLAN.with_borrow(|plan| plan.sealed.clone())
     }
 
     pub(in crate::sys) fn gate(call: &'static str) -> Result<()> {

@@ -46,6 +46,10 @@ pub fn verity_digest(fd: BorrowedFd<'_>) -> Result<Option<VerityDigest>> {
     // _IOWR('f', 134, struct fsverity_digest)
     const FS_IOC_MEASURE_VERITY: libc::c_ulong = 0xc004_6686;
     gate("ioctl")?;
+    #[cfg(debug_assertions)]
+    if let Some((algorithm, digest)) = super::faults::sealed_with() {
+        return Ok(Some(VerityDigest { algorithm, digest }));
+    }
     let mut raw = Raw { algorithm: 0, size: 64, digest: [0; 64] };
     // SAFETY: the ioctl writes at most the `size` bytes of digest that `raw` announces and has.
     let r = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_MEASURE_VERITY, &raw mut raw) };

@@ -127,3 +127,55 @@ fn verity_passes_what_has_the_digest_that_it_came_with() {
     sys::set_xattr(At::Name(CWD, upper.as_os_str()), OsStr::new("user.note"), b"1", 0).unwrap();
     drop(u);
 }
+
+#[test]
+fn without_metacopy_data_is_found_from_the_last_merged_layer_only() {
+    let mut layers = image(&[("low", 3, Some("/ab/cdef"))]);
+    let top = layers.root().join("top");
+    for name in ["high", "dir/high"] {
+        let path = top.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::File::create(&path).unwrap().set_len(3).unwrap();
+        set_mark(&path, "metacopy", b"");
+        set_mark(&path, "redirect", b"/ab/cdef");
+    }
+    layers.config.lowers.insert(0, top);
+    let u = layers.open();
+    assert_eq!(u.read("low").unwrap(), "one");
+    for name in ["high", "dir/high"] {
+        assert_eq!(u.stat(name).unwrap_err(), Errno::EPERM, "{name}");
+    }
+    let mut layers = u.close();
+    layers.config.features.metacopy = true;
+    layers.config.features.redirect_dir = RedirectDir::On;
+    layers.open().shows("dir/high = one\n high = one\n low = one");
+}
+
+/// fs-verity as it answers where it is: this kernel may have none.
+#[cfg(debug_assertions)]
+#[test]
+fn verity_compares_algorithm_and_digest() {
+    let right = [7; 32].to_vec();
+    let short = right[..31].to_vec();
+    let answers = [(1, right.clone(), true), (2, right, false), (1, [8; 32].to_vec(), false), (1, short, false)];
+    for verity in [Verity::On, Verity::Require] {
+        for (algorithm, digest, passes) in answers.clone() {
+            let mut layers = image(&[("one", 3, Some("/ab/cdef"))]);
+            let metacopy = [&[0, 36, 0, 1], [7; 32].as_slice()].concat();
+            set_mark(&layers.lower(1, "one"), "metacopy", &metacopy);
+            layers.config.features.verity = verity;
+            layers.config.features.metacopy = true;
+            layers.config.features.redirect_dir = RedirectDir::On;
+            let u = layers.open();
+            sys::faults::seal(Some((algorithm, digest.clone())));
+            let read = u.read("one");
+            let changed = u.chmod("one", 0o600);
+            let written = u.append("one", "!");
+            sys::faults::seal(None);
+            let expected = if passes { Ok("one".to_owned()) } else { Err(Errno::EIO) };
+            assert_eq!(read, expected, "{verity:?} {algorithm} {digest:x?}");
+            // The kernel looks at the data before any copy-up, too.
+            assert_eq!((changed.is_ok(), written.is_ok()), (passes, passes));
+        }
+    }
+}

@@ -408,7 +408,7 @@ impl Adapter {
                 return Ok(Answer::Out);
             }
             opcode::REMOVEXATTR => {
-                self.overlay.removexattr(node, self.offered(body.text()?)?)?;
+                self.overlay.removexattr(&caller(header, 0), node, self.offered(body.text()?)?)?;
                 return Ok(Answer::Out);
             }
             _ => {}

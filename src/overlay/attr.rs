@@ -109,6 +109,16 @@ impl Overlay {
         Ok(result)
     }
 
+    /// Takes sgid from what is not the caller's group's, before its ACL goes: the server, who removes it, may keep it.
+    pub(super) fn clear_sgid_of_stranger(&self, caller: &Caller, node: &Arc<Node>) -> Result<()> {
+        let stat = self.attr(node)?;
+        if stat.mode & libc::S_ISGID == 0 || caller.is_in_group(stat.gid) {
+            return Ok(());
+        }
+        self.copy_up(node)?;
+        self.clear_sgid(node.id)
+    }
+
     /// Takes the set-group-id bit away, as a change of the ACL by somebody outside the group does.
     pub fn clear_sgid(&self, id: NodeId) -> Result<()> {
         let node = self.node(id)?;

@@ -292,8 +292,11 @@ impl Overlay {
     }
 
     /// Removes an attribute. `ENODATA` when there is none, without a copy-up.
-    pub fn removexattr(&self, id: super::NodeId, name: &OsStr) -> Result<()> {
+    pub fn removexattr(&self, caller: &Caller, id: super::NodeId, name: &OsStr) -> Result<()> {
         let node = self.node(id)?;
+        if name == sys::ACL_ACCESS {
+            self.clear_sgid_of_stranger(caller, &node)?;
+        }
         let was_lower = !node.in_upper();
         let result = self.remove_real_xattr(&node, name);
         // An ACL that is not there is removed from an upper object without an error, as by the kernel.

@@ -303,7 +303,7 @@ pub const CASES: &[Case] = &[
     case("removexattr", lower, |u, go| {
         let node = u.at("d/e/f")?;
         go();
-        u.overlay.removexattr(node, OsStr::new("user.kept"))
+        u.overlay.removexattr(&caller(), node, OsStr::new("user.kept"))
     }),
     case("tmpfile", lower, |u, go| {
         let dir = u.at("d/e")?;

@@ -257,7 +257,7 @@ fn callers_can_neither_read_nor_write_what_overrules() {
         for name in names.map(OsStr::new) {
             assert_eq!(u.overlay.setxattr(id, name, b"0:0:4755:file", 0), Err(Errno::EPERM), "{name:?}");
             assert_eq!(u.overlay.getxattr(id, name), Err(Errno::ENODATA), "{name:?}");
-            assert_eq!(u.overlay.removexattr(id, name), Err(Errno::ENODATA), "{name:?}");
+            assert_eq!(u.overlay.removexattr(&caller(), id, name), Err(Errno::ENODATA), "{name:?}");
         }
         assert_eq!(u.overlay.listxattr(&caller(), id).unwrap(), b"", "upper: {upper}");
         assert_eq!(shown(&u, "f"), (1, 2, 0o644, Kind::File));
@@ -291,7 +291,7 @@ fn security_attributes_are_kept_under_a_name_that_a_user_can_write() {
     let id = u.at("g").unwrap();
     u.overlay.setxattr(id, name, value, 0).unwrap();
     assert_eq!((get("g").unwrap(), disk_xattr(&u.upper_path("g"), CAPABILITY)), (value.to_vec(), None));
-    u.overlay.removexattr(id, name).unwrap();
+    u.overlay.removexattr(&caller(), id, name).unwrap();
     assert_eq!((list("g"), disk_xattr(&u.upper_path("g"), KEPT)), (Vec::new(), None));
 }
 

@@ -52,9 +52,9 @@ fn removing_one_that_is_not_there_copies_nothing_up() {
     set_disk_xattr(&layers.lower(1, "f"), "user.a", b"lower");
     let u = layers.open();
     let id = u.at("f").unwrap();
-    assert_eq!(u.overlay.removexattr(id, OsStr::new("user.none")), Err(Errno::ENODATA));
+    assert_eq!(u.overlay.removexattr(&caller(), id, OsStr::new("user.none")), Err(Errno::ENODATA));
     u.upper_holds("");
-    u.overlay.removexattr(id, OsStr::new("user.a")).unwrap();
+    u.overlay.removexattr(&caller(), id, OsStr::new("user.a")).unwrap();
     u.upper_holds("f = 1");
     assert_eq!(list(&u, "f", &caller()), [""; 0]);
     assert_eq!(disk_xattr(&u.lower(1, "f"), "user.a").unwrap(), b"lower");
@@ -105,7 +105,7 @@ fn an_overlay_inside_keeps_its_marks_under_escaped_names() {
     assert_eq!(disk_xattr(&u.upper_path("d"), &format!("{own}overlay.overlay.opaque")).unwrap(), b"z");
     assert_eq!(get(&u, "d", &inner).unwrap(), "y");
     let id = u.at("d").unwrap();
-    u.overlay.removexattr(id, OsStr::new(&inner)).unwrap();
+    u.overlay.removexattr(&caller(), id, OsStr::new(&inner)).unwrap();
     assert_eq!(get(&u, "d", &inner), Err(Errno::ENODATA));
     let u = u.reopen();
     assert_eq!(u.list("d"), ["f", "g"]);
@@ -143,4 +143,24 @@ fn attributes_of_directories_and_big_values() {
     u.upper_holds("d/");
     u.shows("d/x = 1");
     assert_eq!(set(&u, "d", "nonsense", "1"), Err(Errno::ENOTSUP));
+}
+
+#[test]
+fn a_stranger_to_the_group_takes_sgid_away_with_the_acl() {
+    need!(is_root(), "gives files away");
+    let acl = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x04\0\x06\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
+    for (uid, expected) in [(1000, 0o755), (0, 0o2755)] {
+        let u = union(&["f = 1"]);
+        let id = u.at("f").unwrap();
+        let own = plyfs::overlay::SetAttr { uid: Some(1000), gid: Some(1001), mode: None, ..crate::vfs::NOTHING };
+        u.overlay.setattr(&caller(), id, &own).unwrap();
+        u.chmod("f", 0o2755).unwrap();
+        u.overlay.setxattr(id, plyfs::sys::ACL_ACCESS.as_ref(), acl, 0).unwrap();
+        u.chmod("f", 0o2755).unwrap();
+        // A process without number is in no further group.
+        let who = Caller { uid, gid: uid, pid: 0, ..caller() };
+        let removed = u.overlay.removexattr(&who, id, plyfs::sys::ACL_ACCESS.as_ref());
+        assert!(matches!(removed, Ok(()) | Err(Errno::ENODATA | Errno::ENOTSUP)), "{removed:?}");
+        assert_eq!(u.stat("f").unwrap().mode & 0o7777, expected, "{uid}");
+    }
 }

@@ -3,7 +3,7 @@
 
 use crate::cli::options::RawOption;
 use crate::cli::values::choice;
-use crate::overlay::config::{Features, RedirectDir, SetupError, Verity};
+use crate::overlay::config::{Features, RedirectDir, SetupError, Uuid, Verity};
 
 /// What was asked for by name.
 #[derive(Clone, Copy, Debug, Default)]
@@ -12,6 +12,7 @@ pub struct Asked {
     metacopy: Option<bool>,
     verity: Verity,
     index: Option<bool>,
+    uuid: Uuid,
 }
 
 /// The features of a mount, and what the caller should be told about them.
@@ -19,6 +20,8 @@ pub struct Asked {
 pub struct Resolved {
     /// What the union is to be made with.
     pub features: Features,
+    /// Its identity.
+    pub uuid: Uuid,
     /// What was changed or is ignored, in the kernel's words.
     pub notices: Vec<String>,
 }
@@ -32,6 +35,8 @@ const REDIRECT_DIR: &[(&str, RedirectDir)] = &[
 
 const VERITY: &[(&str, Verity)] = &[("on", Verity::On), ("require", Verity::Require), ("off", Verity::Off)];
 
+const UUID: &[(&str, Uuid)] = &[("auto", Uuid::Auto), ("null", Uuid::Null), ("off", Uuid::Off), ("on", Uuid::On)];
+
 const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 impl Asked {
@@ -44,6 +49,7 @@ impl Asked {
             "redirect_dir" => self.redirect_dir = Some(choice(option, value, REDIRECT_DIR)?),
             "metacopy" => self.metacopy = Some(choice(option, value, SWITCH)?),
             "index" => self.index = Some(choice(option, value, SWITCH)?),
+            "uuid" => self.uuid = choice(option, value, UUID)?,
             "verity" => self.verity = choice(option, value, VERITY)?,
             _ => return Ok(false),
         }
@@ -60,6 +66,9 @@ impl Asked {
             notices.push("option \"index=on\" is useless in a non-upper mount, ignore".to_owned());
         }
         let index = upper && self.index.unwrap_or_default();
+        if !upper && self.uuid == Uuid::On {
+            notices.push("option \"uuid=on\" requires an upper fs, falling back to uuid=null".to_owned());
+        }
         let mut redirect_dir = self.redirect_dir.unwrap_or_default();
         let metacopy = self.metacopy.unwrap_or_default();
         if !upper && matches!(redirect_dir, RedirectDir::Follow | RedirectDir::Off) && metacopy {
@@ -72,7 +81,8 @@ impl Asked {
             }
             redirect_dir = RedirectDir::On;
         }
-        Ok(Resolved { features: Features { redirect_dir, metacopy, index, verity: self.verity }, notices })
+        let features = Features { redirect_dir, metacopy, index, verity: self.verity };
+        Ok(Resolved { features, uuid: self.uuid, notices })
     }
 }
 

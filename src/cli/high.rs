@@ -20,7 +20,7 @@ use crate::fuse::adapter::Xattrs;
 use crate::fuse::mount::{MountOptions, Target};
 use crate::fuse::passthrough::Wish;
 use crate::fuse::server::MAX_DATA;
-use crate::overlay::config::{Config, Fsync, Permissions, SetupError, Upper, Whiteouts, XattrNamespace, Xino};
+use crate::overlay::config::{Config, Fsync, Permissions, SetupError, Upper, Whiteouts, XattrNamespace};
 use crate::sys::process::MountFlags;
 
 /// Who calls, as far as it decides defaults.
@@ -212,8 +212,8 @@ impl Reading {
             "log" => self.log = LogTo::named(&one_path("log", value)?),
             "datadir+" => self.data_lowers.push(one_path("datadir+", value)?),
             "xino" => {
-                self.config.xino =
-                    choice(option, value, &[("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)])?;
+                // One device shows all file systems, so their numbers are always made unique.
+                choice(option, value, &[("auto", ()), ("on", ()), ("off", ())])?;
             }
             "fsync" => {
                 // 0 and 1 are fuse-overlayfs's words.
@@ -262,7 +262,6 @@ impl Reading {
                 return Err(refusal(option, "not supported: the handles of a FUSE mount end with it"));
             }
             "nfs_export" => (&["off"], &["on"]),
-            "uuid" => (&["auto", "null", "off", "on"], &[]),
             _ => {
                 self.unknown.push(option.typed.clone());
                 return Ok(());
@@ -287,6 +286,7 @@ impl Reading {
         }
         let resolved = self.features.resolve(self.upper.is_some())?;
         self.config.features = resolved.features;
+        self.config.uuid = resolved.uuid;
         self.config.lowers = self.lowers;
         self.config.data_lowers = self.data_lowers;
         self.config.upper = match (self.upper, self.work) {
@@ -394,7 +394,6 @@ mod tests {
         assert_eq!(union("fsync=volatile").config.fsync, Fsync::Volatile);
         assert_eq!(union("fsync=0").config.fsync, Fsync::Volatile);
         assert_eq!(union("fsync=strict").config.fsync, Fsync::Strict);
-        assert_eq!(union("xino=off").config.xino, Xino::Off);
         assert_eq!(union("threads=3").serving.threads, Some(3));
         assert_eq!(union("timeout=1000000000").serving.timeout, Some(Duration::from_secs(1_000_000_000)));
         assert_eq!(union("timeout=0.5").serving.timeout, Some(Duration::from_millis(500)));

@@ -18,8 +18,6 @@ pub struct Config {
     pub upper: Option<Upper>,
     /// In which xattr namespace whiteout, opaque and origin marks are written.
     pub xattrs: XattrNamespace,
-    /// Whether inode numbers of several file systems are made unique with the high bits.
-    pub xino: Xino,
     /// Whether inode numbers are folded into 32 bits, for programs that know no larger ones (`ino32_t`).
     pub narrow_inodes: bool,
     /// What is synced to disk, and when.
@@ -32,6 +30,24 @@ pub struct Config {
     pub features: Features,
     /// Where owners and modes are kept.
     pub permissions: Permissions,
+    /// Which identity the union has, and whether marks name the file systems of layers.
+    pub uuid: Uuid,
+}
+
+/// Which identity a union has (the kernel's `uuid`). FUSE tells none to callers; it is kept in the upper for the kernel's
+/// overlay, whose `statfs` shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uuid {
+    /// Its own, if the upper has or can be given one before anything is copied up.
+    #[default]
+    Auto,
+    /// Its own, which is given to an upper that has none.
+    On,
+    /// That of the upper's file system.
+    Null,
+    /// The same, and marks do not say on which file system an origin lies, so that layers that all lie on one can be
+    /// copied to another block by block. As `Null` where they lie on several.
+    Off,
 }
 
 /// Where owners and modes are kept (fuse-overlayfs's `xattr_permissions`).
@@ -130,18 +146,6 @@ pub enum XattrNamespace {
     Trusted,
     /// `user.overlay.`, as the kernel does with `userxattr`.
     User,
-}
-
-/// Whether inode numbers of several file systems are made unique with the high bits (the kernel's `xino`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Xino {
-    /// As `On`, silently falling back where the bits do not suffice.
-    #[default]
-    Auto,
-    /// High bits carry the file system, with a warning where they do not suffice.
-    On,
-    /// Numbers of all but the first file system are made up and do not persist.
-    Off,
 }
 
 /// What is synced to disk, and when (the kernel's `fsync=` and `volatile`).

@@ -2,11 +2,11 @@
 //!
 //! Answers to the kernel's `ovl_map_dev_ino`: with all layers on one file system the real numbers; with several, the file
 //! system's position in the high bits (`xino`), because one mount has one `st_dev`. Where the bits do not suffice, a
-//! number that is made up and does not persist.
+//! number that is made up and does not persist. The kernel's overlay can leave the bits alone (`xino=off`) because it has a
+//! device for each file system; here numbers would be the same for different files or change at copy-up, so it is all one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::config::Xino;
 use super::layer::Layers;
 
 /// How real inode numbers become the union's.
@@ -22,16 +22,11 @@ pub(super) struct InodeNumbers {
 
 impl InodeNumbers {
     /// The scheme for these layers, with the kernel's choice of bits.
-    pub fn new(layers: &Layers, xino: Xino, narrow: bool) -> InodeNumbers {
+    pub fn new(layers: &Layers, narrow: bool) -> InodeNumbers {
         // Position 0 is the upper's file system, or nothing in a union without an upper.
         let count = layers.filesystems.len() + usize::from(layers.upper.is_none());
         let single = layers.filesystems.len() <= 1;
-        let bits = match xino {
-            _ if single => 0,
-            Xino::On | Xino::Auto => (count.max(2) - 1).ilog2() + 2,
-            // One bit: what is not on the first file system gets made-up numbers.
-            Xino::Off => 1,
-        };
+        let bits = if single { 0 } else { (count.max(2) - 1).ilog2() + 2 };
         InodeNumbers { bits, narrow, next: AtomicU64::new(1) }
     }
 
@@ -56,10 +51,7 @@ impl InodeNumbers {
         }
         let shift = 64 - self.bits;
         let position = position?;
-        if ino >> shift != 0 || (self.bits == 1 && position != 0) {
-            return None;
-        }
-        if self.bits == 1 { Some(ino) } else { Some(ino | (position << (shift + 1))) }
+        (ino >> shift == 0).then_some(ino | (position << (shift + 1)))
     }
 
     /// A number that no real object gets and that was not given before.
@@ -83,7 +75,7 @@ mod tests {
     #[test]
     fn one_file_system_keeps_its_numbers() {
         let layers = layers(&[5]);
-        let numbers = InodeNumbers::new(&layers, Xino::Auto, false);
+        let numbers = InodeNumbers::new(&layers, false);
         assert_eq!(numbers.persistent(&layers, 5, u64::MAX), Some(u64::MAX));
         assert_eq!(numbers.persistent(&layers, 6, 1), None);
     }
@@ -92,7 +84,7 @@ mod tests {
     fn narrow_numbers_fit_into_32_bits() {
         for devs in [&[5][..], &[5, 6]] {
             let layers = layers(devs);
-            let numbers = InodeNumbers::new(&layers, Xino::Auto, true);
+            let numbers = InodeNumbers::new(&layers, true);
             let ino = |dev, ino| numbers.persistent(&layers, dev, ino).unwrap();
             assert!(if devs.len() == 1 { ino(5, 77) == 77 } else { ino(5, 77) != ino(6, 77) });
             assert!([ino(5, 1 << 32), ino(5, 3 << 40), numbers.made_up()].iter().all(|ino| *ino > 0 && *ino < 1 << 32));
@@ -102,7 +94,7 @@ mod tests {
     #[test]
     fn several_file_systems_never_share_a_number() {
         let layers = layers(&[5, 6]);
-        let numbers = InodeNumbers::new(&layers, Xino::Auto, false);
+        let numbers = InodeNumbers::new(&layers, false);
         let a = numbers.persistent(&layers, 5, 77);
         let b = numbers.persistent(&layers, 6, 77);
         assert!(a.is_some() && b.is_some() && a != b);

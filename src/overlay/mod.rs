@@ -33,6 +33,7 @@ mod setup;
 mod superblock;
 mod sync;
 mod table;
+mod uuid;
 mod watch;
 mod whiteout;
 mod workdir;

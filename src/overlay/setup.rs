@@ -20,6 +20,7 @@ use super::override_stat::{check, find_sources};
 use super::readdir::Listings;
 use super::superblock::Overlay;
 use super::table::Table;
+use super::uuid::settle;
 use super::whiteout::WH_OPAQUE;
 use super::workdir::{WorkDir, can_keep_wh_names, can_make_devices};
 use super::xattr::{Mark, Namespace, Opacity};
@@ -65,9 +66,11 @@ impl Overlay {
         };
         let mut features = config.features;
         let mut index = None;
+        let mut keeps_marks = false;
         let (upper, work, namespace, device_whiteouts) = match writable {
             Some((layer, w)) => {
-                if !w.keeps_marks {
+                keeps_marks = w.keeps_marks;
+                if !keeps_marks {
                     features = Features { redirect_dir: RedirectDir::NoFollow, ..Features::default() };
                 }
                 index = w.index;
@@ -78,10 +81,11 @@ impl Overlay {
         if features != config.features && config.features != Features::default() {
             log::warn!("upperdir: no extended attributes, falling back to redirect_dir=nofollow,metacopy=off");
         }
+        let uuid = settle(config.uuid, upper.is_some(), &mut filesystems);
         let mut layers = Layers { upper, lowers, data, filesystems, roots: Vec::new() };
         layers.find_roots(work.as_ref().map(WorkDir::fd)).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let overriding = find_sources(config, &mut layers)?;
-        let numbers = InodeNumbers::new(&layers, config.xino, config.narrow_inodes);
+        let numbers = InodeNumbers::new(&layers, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let journal = work.as_ref().map_or(sys::Journal::Unknown, |work| sys::Journal::of(work.fd()));
         let overlay = Overlay {
@@ -97,6 +101,8 @@ impl Overlay {
             uncommitted: super::sync::Uncommitted::default(),
             ids: Ids::new(&config.ids),
             features,
+            keeps_marks,
+            uuid,
             index,
             overriding,
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),

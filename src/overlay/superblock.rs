@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use super::cache::FdCache;
-use super::config::{Features, Fsync};
+use super::config::{Features, Fsync, Uuid};
 use super::counts::Counts;
 use super::idmap::Ids;
 use super::index::Index;
@@ -40,6 +40,9 @@ pub struct Overlay {
     pub(super) journal: Journal,
     pub(super) uncommitted: Uncommitted,
     pub(super) features: Features,
+    /// Whether the upper's file system holds marks.
+    pub(super) keeps_marks: bool,
+    pub(super) uuid: Uuid,
     /// Whether deletions are written as 0/0 devices; as `.wh.` names where not.
     pub(super) device_whiteouts: bool,
     /// What becomes of users and groups; nothing, mostly.
@@ -190,9 +193,12 @@ impl Overlay {
         sys::statfs(layer.root.as_fd())
     }
 
-    /// The union is mounted: what is never synced is marked, and the mark refuses the upper to the next mount, as the
-    /// kernel's does, until somebody who knows better removes it.
+    /// The union is mounted: its upper gets an identity, and what is never synced is marked. That mark refuses the upper
+    /// to the next mount, as the kernel's does, until somebody who knows better removes it.
     pub fn begin(&self) -> Result<()> {
+        if let Err(errno) = self.keep_uuid() {
+            log::warn!("the upper directory cannot be given a uuid: {errno}");
+        }
         let Some(work) = self.work.as_ref().filter(|_| self.fsync == Fsync::Volatile) else { return Ok(()) };
         sys::mkdir(work.fd(), OsStr::new("incompat"), 0o755)?;
         let incompat = sys::open_dir(work.fd(), OsStr::new("incompat"))?;

@@ -26,6 +26,7 @@ pub(super) enum Mark {
     Redirect,
     Metacopy,
     Nlink,
+    Uuid,
 }
 
 /// The prefixes under which marks may stand, the kernel's two first.
@@ -58,6 +59,7 @@ impl Mark {
             Mark::Redirect => "redirect",
             Mark::Metacopy => "metacopy",
             Mark::Nlink => "nlink",
+            Mark::Uuid => "uuid",
         }
     }
 

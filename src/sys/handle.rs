@@ -111,6 +111,17 @@ pub fn fs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     btrfs_uuid(&readable)
 }
 
+/// A new UUID: random, in the form that says so (version 4).
+pub fn random_uuid() -> Result<[u8; 16]> {
+    gate("getrandom")?;
+    let mut uuid = [0; 16];
+    // So few bytes come all at once.
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+    uuid[6] = (uuid[6] & 0x0f) | 0x40;
+    uuid[8] = (uuid[8] & 0x3f) | 0x80;
+    Ok(uuid)
+}
+
 /// btrfs answers a question of its own only.
 fn btrfs_uuid(readable: &OwnedFd) -> Option<[u8; 16]> {
     // _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args): two counts, the UUID, and more, 1024 bytes in all.

@@ -41,5 +41,6 @@ mod storms;
 mod support;
 #[cfg(debug_assertions)]
 mod sync;
+mod uuid;
 mod vfs;
 mod xattr;

@@ -19,6 +19,7 @@ use engine::generate::Generator;
 use engine::layers::Rights;
 use engine::regressions::cases;
 use engine::run::{Fault, Scenario, Source, run};
+use engine::tree::Marks;
 
 /// The umask belongs to the process: one test at a time.
 static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -122,7 +123,7 @@ fn a_difference_is_noticed() {
     let _alone = ALONE.lock();
     let bench = Bench::new(Kind::Tmpfs).expect("root can mount a tmpfs");
     let plain = scenario(&bench, 1, [Maker::Kernel; 2], "");
-    let generator = || Box::new(Generator::new(1, Rights::Root));
+    let generator = || Box::new(Generator::new(1, Rights::Root, Marks::Kernel));
     let calls = run(&bench, &plain, Source::Random { generator: generator(), count: 60 })
         .expect("the kernel does not differ from itself");
 
@@ -150,6 +151,24 @@ fn answers_with_options_as_the_kernels_overlay_does() {
     if let Err(report) = Campaign::with_options().go() {
         panic!("plyfs differs from the kernel's overlay:\n{report}");
     }
+}
+
+/// Each pair of options is taken or refused as the kernel does: a sixth of the pairs, others each time, or with
+/// `PLYFS_DIFF_OPTIONS=all` all of them.
+#[test]
+fn takes_the_options_that_the_kernels_overlay_takes() {
+    const NAME: &str = "takes_the_options_that_the_kernels_overlay_takes";
+    if !common::is_real_root() || !common::has_fuse() {
+        return common::skip(NAME, "needs root and /dev/fuse");
+    }
+    let _alone = ALONE.lock();
+    let bench = Bench::new(Kind::Tmpfs).expect("root can mount a tmpfs");
+    let share = if std::env::var("PLYFS_DIFF_OPTIONS").is_ok_and(|sets| sets == "all") { 1 } else { 6 };
+    let turn = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs() as usize);
+    let (found, count) = engine::acceptance::differences(&bench, turn, share);
+    eprintln!("{count} sets of options (turn {}), but for:", turn % share);
+    engine::acceptance::reasons().for_each(|reason| eprintln!("  {reason}"));
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 /// With files that the kernel reads and writes past the server.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub struct Stack {
     /// Read-only layers, the topmost first.
     pub lowers: Vec<PathBuf>,
-    /// The writable layer.
+    /// The writable layer; none if empty.
     pub upper: PathBuf,
     /// Its work directory.
     pub work: PathBuf,
@@ -26,9 +26,12 @@ pub struct Stack {
 impl Stack {
     fn options(&self) -> Vec<u8> {
         let lowers: Vec<&[u8]> = self.lowers.iter().map(|lower| lower.as_os_str().as_bytes()).collect();
+        let lowers = [b"lowerdir=".as_slice(), &lowers.join(b":".as_slice())].concat();
+        if self.upper.as_os_str().is_empty() {
+            return lowers;
+        }
         [
-            b"lowerdir=".as_slice(),
-            &lowers.join(b":".as_slice()),
+            lowers.as_slice(),
             b",upperdir=",
             self.upper.as_os_str().as_bytes(),
             b",workdir=",
@@ -40,6 +43,9 @@ impl Stack {
 
 /// An option that changes no answer, and that the kernel does not know.
 pub const PASSTHROUGH: &str = ",passthrough=on";
+
+/// A word for the harness: the stack has a layer of data.
+pub const DATA: &str = ",data";
 
 /// Who makes the union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +76,7 @@ impl Mounted {
     }
 
     fn kernel(stack: &Stack, point: &Path, extra: &str) -> Result<Mounted, String> {
-        let known = extra.replace(PASSTHROUGH, "");
+        let known = extra.replace(PASSTHROUGH, "").replace(DATA, "");
         let options = [stack.options(), known.into_bytes()].concat();
         let options = CString::new(options).map_err(|error| error.to_string())?;
         mount("overlay", point, "overlay", MountFlags::NOATIME, options.as_c_str())
@@ -80,7 +86,9 @@ impl Mounted {
 
     fn plyfs(stack: &Stack, point: &Path, extra: &str) -> Result<Mounted, String> {
         use std::os::unix::ffi::OsStringExt;
-        let options = [stack.options(), extra.as_bytes().to_vec()].concat();
+        // What `nfs_export=on` has in its index, `index=on` can be mounted over, and the other way round.
+        let known = extra.replace(DATA, "").replace("nfs_export=on", "index=on");
+        let options = [stack.options(), known.into_bytes()].concat();
         let log = point.with_extension("log");
         let stderr = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let server = Command::new(program())

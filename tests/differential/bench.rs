@@ -1,7 +1,7 @@
 //! Where runs take place: directories on the backing file systems, made for one run and removed after it.
 
 use crate::common::backing::{Backing, Kind};
-use crate::common::mounts::Stack;
+use crate::common::mounts::{DATA, Stack};
 use crate::common::scratch::{remove_tree, unmount_below};
 use std::cell::Cell;
 use std::fs::create_dir_all;
@@ -37,6 +37,11 @@ impl Bench {
         &self.name
     }
 
+    /// Its position among the kinds of file system.
+    pub fn turn(&self) -> u64 {
+        Kind::parse(&self.name).map_or(0, |kind| kind as u64)
+    }
+
     /// Empty layers and a mount point; every second lower layer elsewhere if `spread`.
     pub fn place(&self, name: &str, spread: bool) -> Place {
         self.count.set(self.count.get() + 1);
@@ -49,6 +54,7 @@ impl Bench {
 pub struct Place {
     roots: [PathBuf; 2],
     lowers: Vec<PathBuf>,
+    data: PathBuf,
     upper: PathBuf,
     work: PathBuf,
     point: PathBuf,
@@ -59,11 +65,11 @@ impl Place {
     pub fn new(roots: [PathBuf; 2], spread: bool) -> Place {
         let on = |index: usize| &roots[if spread && index.is_multiple_of(2) { 1 } else { 0 }];
         let lowers: Vec<PathBuf> = (0..LOWERS).map(|index| on(index).join(format!("l{index}"))).collect();
-        let [upper, work, point] = ["u", "w", "m"].map(|name| roots[0].join(name));
-        for dir in lowers.iter().chain([&upper, &work, &point]) {
+        let [upper, work, point, data] = ["u", "w", "m", "d"].map(|name| roots[0].join(name));
+        for dir in lowers.iter().chain([&upper, &work, &point, &data]) {
             create_dir_all(dir).expect("directories can be made on a backing file system");
         }
-        Place { roots, lowers, upper, work, point }
+        Place { roots, lowers, data, upper, work, point }
     }
 
     /// A lower layer; 0 is the topmost.
@@ -81,9 +87,19 @@ impl Place {
         &self.point
     }
 
-    /// A union of the first `count` lower layers.
-    pub fn stack(&self, count: usize) -> Stack {
-        Stack { lowers: self.lowers[..count].to_vec(), upper: self.upper.clone(), work: self.work.clone() }
+    /// The layer of data.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// A union of the first `count` lower layers, and of the layer of data if a set of options says so.
+    pub fn stack_for(&self, count: usize, options: &str) -> Stack {
+        let mut lowers = self.lowers[..count].to_vec();
+        if options.contains(DATA) {
+            // Two colons, together with the one between all.
+            lowers.push(PathBuf::from(format!(":{}", self.data.display())));
+        }
+        Stack { lowers, upper: self.upper.clone(), work: self.work.clone() }
     }
 }
 

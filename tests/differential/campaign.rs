@@ -1,19 +1,22 @@
 //! Many runs: which seeds, how long, and what is said about a failure.
 //!
 //! `PLYFS_DIFF_FS` (tmpfs,ext4,xfs,btrfs), `PLYFS_DIFF_RUNS`, `PLYFS_DIFF_OPS`, `PLYFS_DIFF_SEED` (only this one),
-//! `PLYFS_DIFF_OPTIONS` (sets of mount options with `;` between them, taken in turn), `PLYFS_DIFF_SECONDS` (stop after), `PLYFS_DIFF_SHRINK` (seconds), `PLYFS_DIFF_KEEP_GOING` (one report for each sort
-//! of difference instead of stopping at the first), `PLYFS_DIFF_KERNEL` (the kernel on both sides).
+//! `PLYFS_DIFF_OPTIONS` (sets of mount options with `;` between them, taken in turn; `all` for each option and each pair,
+//! once on each file system unless `PLYFS_DIFF_RUNS` says how often), `PLYFS_DIFF_SECONDS` (stop after), `PLYFS_DIFF_SHRINK`
+//! (seconds), `PLYFS_DIFF_KEEP_GOING` (one report for each sort of difference instead of stopping at the first),
+//! `PLYFS_DIFF_KERNEL` (the kernel on both sides).
 
 use super::bench::Bench;
 use super::exceptions::{EXCEPTIONS, NOT_GENERATED};
 use super::generate::Generator;
-use super::layers::{Rights, layer};
+use super::layers::{Rights, layer, split_data};
+use super::options;
 use super::rng::Rng;
 use super::run::{Failure, Layers, Scenario, Source, kernel_layer, run};
 use super::shrink::shrink;
-use super::tree::Tree;
+use super::tree::{Marks, Tree};
 use crate::common::backing::Kind;
-use crate::common::mounts::{Maker, PASSTHROUGH};
+use crate::common::mounts::{DATA, Maker, PASSTHROUGH};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,20 +42,15 @@ pub struct Campaign {
     pub keep_going: bool,
 }
 
-/// The options that change what is written, each alone and in pairs.
-const OPTIONS: &[&str] = &[
-    ",redirect_dir=on",
-    ",metacopy=on",
-    ",index=on",
-    ",redirect_dir=follow",
-    ",redirect_dir=on,index=on",
-    ",metacopy=on,index=on",
-    ",redirect_dir=nofollow",
-    ",index=on,xino=on",
-];
-
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// A seed that nobody had before.
+fn fresh_seed() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(1, |now| now.as_micros() as u64 % 1_000_000_000_000)
 }
 
 impl Campaign {
@@ -60,9 +58,7 @@ impl Campaign {
     pub fn from_environment() -> Campaign {
         let kinds = std::env::var("PLYFS_DIFF_FS").unwrap_or_else(|_| "tmpfs,ext4,xfs,btrfs".to_owned());
         let runs = number("PLYFS_DIFF_RUNS");
-        let fresh = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(1, |now| now.as_micros() as u64 % 1_000_000_000_000);
+        let fresh = fresh_seed();
         let seeds = match (number("PLYFS_DIFF_SEED"), runs) {
             (Some(seed), None) => vec![seed],
             (Some(seed), Some(runs)) => (seed..).take(runs as usize).collect(),
@@ -90,15 +86,24 @@ impl Campaign {
         }
     }
 
-    /// The same with options that change the on-disk format.
+    /// The same with each option of the kernel's overlay and each pair of them: a few of these sets, others each time, or
+    /// all of them if asked for.
     pub fn with_options() -> Campaign {
-        let all = Campaign::from_environment();
-        let options = if std::env::var_os("PLYFS_DIFF_OPTIONS").is_some() {
-            all.options
-        } else {
-            OPTIONS.iter().map(|set| (*set).to_owned()).collect()
-        };
-        Campaign { options, limit: all.limit / 2, ..all }
+        let campaign = Campaign::from_environment();
+        let asked = std::env::var("PLYFS_DIFF_OPTIONS").unwrap_or_default();
+        if !["", "all"].contains(&asked.as_str()) {
+            return campaign;
+        }
+        let bench = Bench::new(Kind::Tmpfs).expect("root can mount a tmpfs");
+        let options = options::taken_by_the_kernel(&bench);
+        let mut seeds = campaign.seeds;
+        let mut limit = campaign.limit / 3;
+        if asked == "all" && number("PLYFS_DIFF_RUNS").is_none() && number("PLYFS_DIFF_SEED").is_none() {
+            seeds = (fresh_seed()..).take(options.len()).collect();
+            limit = Duration::from_secs(1 << 20);
+        }
+        eprintln!("differential: {} sets of options, seeds {:?}", options.len(), (seeds.first(), seeds.last()));
+        Campaign { options, seeds, limit, ..campaign }
     }
 
     /// The same with data that goes past the server.
@@ -143,9 +148,12 @@ impl Campaign {
             }
             found.runs += 1;
             let rights = if self.makers[0] == Maker::Plain { Rights::User } else { Rights::Root };
-            let options = self.options.get((*seed % self.options.len().max(1) as u64) as usize);
+            // Other sets on each file system.
+            let turn = seed.wrapping_add(61 * bench.turn());
+            let options = self.options.get((turn % self.options.len().max(1) as u64) as usize);
             let scenario = scenario(bench, *seed, self.makers, options.map_or("", String::as_str));
-            let generator = Box::new(Generator::new(seed.wrapping_mul(31), rights));
+            let generator =
+                Box::new(Generator::new(seed.wrapping_mul(31), rights, Marks::of_kernel(&scenario.options)));
             let Err(failure) = run(bench, &scenario, Source::Random { generator, count: self.operations }) else {
                 continue;
             };
@@ -179,6 +187,9 @@ impl Campaign {
         text += &format!("upper:\n{:?}", scenario.layers.upper);
         for (index, tree) in scenario.layers.lowers.iter().enumerate() {
             text += &format!("lower {index}:\n{tree:?}");
+        }
+        if options.contains(DATA) {
+            text += &format!("data:\n{:?}", scenario.layers.data);
         }
         text += "operations:\n";
         for call in &failure.calls {
@@ -226,13 +237,20 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> 
     let upper = if rng.chance(40) { Tree::empty() } else { next_layer(bench, &mut rng, &lowers, rights, options) };
     let settle = makers[1] == Maker::Kernel || rng.chance(40) || (!plain && options.contains("metacopy=on"));
     let mut upper = upper;
-    let index = options.contains("index=on");
+    let index = options.contains("index=on") || options.contains("nfs_export=on");
     if !settle && !index {
         // What a copy-up does to lower hard links shows at open to the kernel's callers and at first write to ours.
         lowers.iter_mut().chain([&mut upper]).for_each(Tree::separate_links);
     }
     // An index belongs to its lower layers: the two unions need the same.
-    let with_names = makers[1] == Maker::Plyfs && !index && rng.chance(30);
+    let with_names =
+        makers[1] == Maker::Plyfs && !index && Marks::of_kernel(options) == Marks::Kernel && rng.chance(30);
+    let mut data = Tree::empty();
+    if options.contains(DATA) {
+        // Without metacopy=on the kernel follows from the last layer only.
+        let followed = if options.contains("metacopy=on") { 0 } else { lowers.len() - 1 };
+        lowers[followed..].iter_mut().for_each(|lower| split_data(&mut rng, lower, &mut data));
+    }
     Scenario {
         makers,
         names: lowers.iter().map(|_| with_names && rng.chance(70)).collect(),
@@ -240,7 +258,7 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> 
         options: options.to_owned(),
         umask: *rng.pick(&[0o022, 0o022, 0, 0o077]),
         every: *rng.pick(&[0, 10, 50]),
-        layers: Layers { lowers, upper },
+        layers: Layers { lowers, upper, data },
         settle,
         numbers: bench.name() == "tmpfs" && makers[1] == Maker::Plyfs,
         fault: None,

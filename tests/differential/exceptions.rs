@@ -45,6 +45,10 @@ pub const EXCEPTIONS: &[Exception] = &[
         },
     },
     Exception {
+        reason: "nfs_export=on on one side, index=on on ours: the kernel counts the entry of a file in the index among its names",
+        applies: |finding| matches!(finding.field, "nlink" | "first name") && finding.terms.nfs_export,
+    },
+    Exception {
         reason: "a copy without data and without an origin (in a layer that was copied by hand) has its own number: the kernel's has \
                  the lower one's, until the data comes, and its names can differ then",
         applies: |finding| finding.field == "first name" && finding.terms.metacopy,
@@ -99,6 +103,9 @@ pub fn tolerated(op: &Op, a: &Outcome, b: &Outcome) -> bool {
         (_, Err(Errno::EXIST | Errno::NOENT | Errno::STALE), Ok(_)) => changes_descriptor(op),
         // A source opened before its copy-up: the kernel's is still on the lower's file system, ours is the copy.
         (Op::CopyRange { .. }, Err(Errno::XDEV), Ok(_)) => true,
+        // With metacopy=on two names of a file must both say where its data is; where the place is too long for the mark, the
+        // kernel refuses the link, and ours copies the data.
+        (Op::Link { .. }, Err(Errno::XDEV), Ok(_)) => true,
         // A change to no owner and no group, by who is not the owner, of what has suid: FUSE tells it from nothing else, so
         // ours does nothing, and says so.
         (Op::Chown { uid: None, gid: None, .. } | Op::Fchown { uid: None, gid: None, .. }, Err(Errno::PERM), Ok(_)) => {

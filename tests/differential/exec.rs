@@ -34,6 +34,20 @@ pub enum Value {
 /// Success or the errno.
 pub type Outcome = Result<Value, Errno>;
 
+impl Value {
+    /// Without what it says of the number of names of an object.
+    pub fn without_names(self) -> Value {
+        let cut = |line: String| match line.split_once(" nlink ") {
+            Some((before, after)) => format!("{before}{}", after.trim_start_matches(|c: char| c.is_ascii_digit())),
+            None => line,
+        };
+        match self {
+            Value::Lines(lines) => Value::Lines(lines.into_iter().map(cut).collect()),
+            value => value,
+        }
+    }
+}
+
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

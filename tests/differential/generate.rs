@@ -5,6 +5,7 @@ use super::op::{Call, Op, Special, Time};
 use super::path::{P, join, p};
 use super::rng::Rng;
 use super::side::SLOTS;
+use super::tree::Marks;
 use crate::common::caller::Caller;
 use crate::common::mapping::Share;
 use rustix::fs::{FileType, OFlags};
@@ -18,12 +19,14 @@ pub struct Generator {
     rights: Rights,
     /// How often in a thousand the union is mounted anew.
     pub remounts: u64,
+    /// How the overlay's marks are written.
+    marks: Marks,
 }
 
 impl Generator {
     /// The generator that `seed` names.
-    pub fn new(seed: u64, rights: Rights) -> Generator {
-        Generator { rng: Rng::new(seed), rights, remounts: 5 }
+    pub fn new(seed: u64, rights: Rights, marks: Marks) -> Generator {
+        Generator { rng: Rng::new(seed), rights, remounts: 5, marks }
     }
 
     /// The next operation, given what is there.
@@ -264,9 +267,16 @@ impl Generator {
             b"security.other",
             b"nonsense",
         ];
-        match self.rights {
-            Rights::Root if self.rng.chance(60) => self.rng.pick::<&[u8]>(root),
-            _ => self.rng.pick::<&[u8]>(common),
+        let name = match self.rights {
+            Rights::Root if self.rng.chance(60) => *self.rng.pick::<&[u8]>(root),
+            _ => *self.rng.pick::<&[u8]>(common),
+        };
+        // The other namespace is private to us, too, but not to the kernel.
+        match (self.marks, name) {
+            (Marks::User, b"trusted.overlay.opaque") => b"user.overlay.opaque",
+            (Marks::User, b"trusted.overlay.other") => b"user.overlay.other",
+            (Marks::User, b"trusted.overlay.overlay.opaque") => b"user.overlay.overlay.opaque",
+            _ => name,
         }
     }
 
@@ -278,7 +288,7 @@ impl Generator {
                 let value = match name {
                     b"security.capability" => capability(&mut self.rng),
                     _ if name.starts_with(b"system.") && self.rng.chance(90) => acl(&mut self.rng, self.rights),
-                    b"trusted.overlay.opaque" => b"y".to_vec(),
+                    b"trusted.overlay.opaque" | b"user.overlay.opaque" => b"y".to_vec(),
                     _ => pattern(0, *self.rng.pick(&[0, 1, 10, 200]), self.tint()),
                 };
                 Op::Setxattr {

@@ -95,6 +95,26 @@ fn put_marks(rng: &mut Rng, tree: &mut Tree, union: &Tree, entries: u64, rights:
     }
 }
 
+/// Moves the data of some files of a layer into a layer of data: what stays says where it is, as composefs has it.
+pub fn split_data(rng: &mut Rng, tree: &mut Tree, data: &mut Tree) {
+    for node in tree.nodes.values_mut() {
+        let Kind::File { size, .. } = node.kind else { continue };
+        let marked = node.xattrs.keys().any(|name| name.as_bytes().starts_with(b"trusted.overlay."));
+        if marked || rng.chance(50) {
+            continue;
+        }
+        let mut path = format!("{}", data.nodes.len());
+        if rng.chance(30) {
+            data.put(p(b"dir"), Node::new(Kind::Dir, 0o755));
+            path = format!("dir/{path}");
+        }
+        let kind = std::mem::replace(&mut node.kind, Kind::File { size, data: Vec::new() });
+        data.put(p(path.as_bytes()), Node::new(kind, 0o644));
+        node.xattrs.insert(p(b"trusted.overlay.metacopy"), p(b""));
+        node.xattrs.insert(p(b"trusted.overlay.redirect"), p(format!("/{path}")));
+    }
+}
+
 fn node(rng: &mut Rng, tree: &Tree, path: &P, rights: Rights) -> Node {
     let root = rights == Rights::Root;
     let files: Vec<P> = paths(tree, |node| matches!(node.kind, Kind::File { .. }));

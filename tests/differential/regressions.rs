@@ -36,7 +36,7 @@ fn case(name: &'static str, lower: &[(&str, Node)], upper: &[(&str, Node)], call
     };
     let scenario = Scenario {
         makers: [Maker::Kernel, Maker::Plyfs],
-        layers: Layers { lowers: vec![tree(lower)], upper: tree(upper) },
+        layers: Layers { lowers: vec![tree(lower)], upper: tree(upper), data: Tree::empty() },
         names: vec![false],
         spread: false,
         options: String::new(),

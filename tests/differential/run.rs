@@ -3,7 +3,7 @@
 
 use super::bench::{Bench, Place};
 use super::exceptions::tolerated;
-use super::exec::{Outcome, exec, name_of};
+use super::exec::{Outcome, Value, exec, name_of};
 use super::generate::{Generator, Scene};
 use super::layers::{Rights, flatten};
 use super::op::{Call, Op};
@@ -24,6 +24,8 @@ pub struct Layers {
     pub lowers: Vec<Tree>,
     /// The writable one.
     pub upper: Tree,
+    /// What holds nothing but data, for files above that say where it is.
+    pub data: Tree,
 }
 
 /// Something wrong that is done to side B on purpose, to see that it is noticed.
@@ -62,7 +64,8 @@ pub struct Scenario {
 
 impl Scenario {
     fn terms(&self, order: Order, plain: bool) -> Terms {
-        Terms { order, settled: self.settle, plain, metacopy: self.options.contains("metacopy=on") }
+        let has = |option: &str| self.options.contains(option);
+        Terms { order, settled: self.settle, plain, metacopy: has("metacopy=on"), nfs_export: has("nfs_export=on") }
     }
 
     /// A side of this run at a mount point.
@@ -106,6 +109,7 @@ struct Pair {
 /// Runs a scenario. `Err` is a difference; trouble with the machine panics.
 pub fn run(bench: &Bench, scenario: &Scenario, source: Source) -> Result<Vec<Call>, Failure> {
     let places = [bench.place("a", scenario.spread), bench.place("b", scenario.spread)];
+    let kernel_marks = Marks::of_kernel(&scenario.options);
     for (index, place) in places.iter().enumerate() {
         let names = index == 1;
         if scenario.makers[index] == Maker::Plain {
@@ -114,12 +118,13 @@ pub fn run(bench: &Bench, scenario: &Scenario, source: Source) -> Result<Vec<Cal
             continue;
         }
         let marks = |index: usize| {
-            if names && scenario.names.get(index) == Some(&true) { Marks::Names } else { Marks::Kernel }
+            if names && scenario.names.get(index) == Some(&true) { Marks::Names } else { kernel_marks }
         };
         for (index, tree) in scenario.layers.lowers.iter().enumerate() {
             tree.write(&place.lower(index), marks(index)).expect("a layer can be written");
         }
-        scenario.layers.upper.write(place.upper(), Marks::Kernel).expect("an upper layer can be written");
+        scenario.layers.upper.write(place.upper(), kernel_marks).expect("an upper layer can be written");
+        scenario.layers.data.write(place.data(), kernel_marks).expect("a layer of data can be written");
     }
     let before = rustix::process::umask(Mode::from_raw_mode(scenario.umask));
     let mut calls = Vec::new();
@@ -135,7 +140,7 @@ type Found = (String, Vec<String>);
 
 fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<Call>) -> Result<(), Found> {
     let count = scenario.layers.lowers.len();
-    let stacks = [places[0].stack(count), places[1].stack(count)];
+    let stacks = [0, 1].map(|side: usize| places[side].stack_for(count, &scenario.options));
     let mount = || mount_both(scenario, &stacks, places);
     let mut pair = mount()?;
     let mut watch = Watch::new(&pair.mounts);
@@ -169,6 +174,11 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
             ));
         }
         if a != b {
+            if let (Op::Link { to, .. }, Err(Errno::XDEV), Ok(_)) = (&call.op, &a, &b) {
+                // What only one side could do is undone.
+                let undo = Call { caller: crate::common::caller::Caller::Owner, op: Op::Unlink { path: to.clone() } };
+                exec(&mut pair.sides[1], &undo).expect("a link that was just made can be removed");
+            }
             // Tolerated; but what the descriptors show from now on is not the same.
             pair.sides.iter_mut().for_each(|side| side.files = Default::default());
         }
@@ -198,6 +208,10 @@ fn both(scenario: &Scenario, sides: &mut [Side; 2], call: &Call, step: usize) ->
     }
     let a = exec(side_a, call);
     let b = if scenario.fault == Some(Fault::LostOperation(step)) { a.clone() } else { exec(side_b, call) };
+    if scenario.options.contains("nfs_export=on") {
+        // The kernel may count the entry in its index among the names.
+        return [a, b].map(|outcome| outcome.map(Value::without_names));
+    }
     [a, b]
 }
 
@@ -231,6 +245,12 @@ fn cross(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2], ends: [V
 
 fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> Result<Pair, Found> {
     let one = |index: usize| {
+        // What is never synced is refused after each mount, unless somebody says that it is whole.
+        match std::fs::remove_dir_all(stacks[index].work.join("work/incompat/volatile")) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(("mount: volatile".to_owned(), vec![error.to_string()])),
+        }
         Mounted::new(scenario.makers[index], &stacks[index], places[index].point(), &scenario.options)
             .map_err(|error| (format!("mount: {:?}", scenario.makers[index]), vec![error]))
     };
@@ -262,17 +282,16 @@ fn compare_views(
     let kernel_first = if when.is_empty() { Order::KernelFirst } else { Order::Either };
     let terms = scenario.terms(kernel_first, scenario.makers[0] == Maker::Plain);
     report(compare(&views[0], &views[1], terms), when)?;
-    if scenario.makers[1] == Maker::Plyfs && !views[1].faults.is_empty() {
-        let sort = views[1].faults[0]
-            .split([':', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
-            .nth(1)
-            .unwrap_or_default();
-        return Err((format!("{when}B alone:{sort}"), views[1].faults.clone()));
+    let own: Vec<String> = views[1].faults.iter().filter(|fault| !views[0].faults.contains(fault)).cloned().collect();
+    if scenario.makers[1] == Maker::Plyfs && !own.is_empty() {
+        let sort = own[0].split([':', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']).nth(1).unwrap_or_default();
+        return Err((format!("{when}B alone:{sort}"), own));
     }
     if let (Some([a, b]), true) = (last, scenario.numbers) {
         // A plain user can leave no mark on a symbolic link or a pipe that tells which number it had before a copy-up.
         let all = [FileType::RegularFile, FileType::Directory, FileType::Symlink, FileType::Fifo, FileType::Socket];
-        let kinds = if scenario.makers[0] == Maker::Plain { &all[..2] } else { &all[..] };
+        let marked_all = scenario.makers[0] != Maker::Plain && Marks::of_kernel(&scenario.options) == Marks::Kernel;
+        let kinds = if marked_all { &all[..] } else { &all[..2] };
         report(compare_numbers((&a, &views[0]), (&b, &views[1]), kinds), when)?;
     }
     Ok(views)
@@ -342,15 +361,16 @@ fn children(side: &Side, path: &P) -> Result<Vec<(P, FileType)>, Errno> {
 
 /// A layer that the kernel's overlay wrote: random operations on `below`, and then what is in its upper layer.
 pub fn kernel_layer(bench: &Bench, below: Vec<Tree>, seed: u64, count: usize, options: &str) -> Tree {
+    let marks = Marks::of_kernel(options);
     let place = bench.place("k", false);
     for (index, tree) in below.iter().enumerate() {
-        tree.write(&place.lower(index), Marks::Kernel).expect("a layer can be written");
+        tree.write(&place.lower(index), marks).expect("a layer can be written");
     }
-    Tree::empty().write(place.upper(), Marks::Kernel).expect("an upper layer can be written");
-    let stack = place.stack(below.len());
+    Tree::empty().write(place.upper(), marks).expect("an upper layer can be written");
+    let stack = place.stack_for(below.len(), options);
     let mounted = Mounted::new(Maker::Kernel, &stack, place.point(), options).expect("the kernel mounts its overlay");
     let mut side = Side::new(mounted.point(), false).expect("a mount has a root");
-    let mut generator = Generator::new(seed, Rights::Root);
+    let mut generator = Generator::new(seed, Rights::Root, marks);
     generator.remounts = 0;
     for _ in 0..count {
         let call = generator.next(&scene(&side));

@@ -83,7 +83,8 @@ impl Shrinking<'_> {
             for path in self.paths(index) {
                 self.try_layers(|layers, _| {
                     if let Some(node) = layer(layers, index).nodes.get_mut(&path) {
-                        node.xattrs.clear();
+                        // But for what says where the data is.
+                        node.xattrs.retain(|name, _| name.as_bytes().starts_with(b"trusted.overlay."));
                     }
                 });
             }

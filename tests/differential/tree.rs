@@ -134,8 +134,25 @@ impl fmt::Debug for Tree {
 pub enum Marks {
     /// As the kernel does.
     Kernel,
+    /// As the kernel does with `userxattr`.
+    User,
     /// As `.wh.NAME` and `.wh..wh..opq` files, which the kernel's overlay does not know.
     Names,
+}
+
+impl Marks {
+    /// As the kernel does with these options.
+    pub fn of_kernel(options: &str) -> Marks {
+        if options.contains("userxattr") { Marks::User } else { Marks::Kernel }
+    }
+}
+
+/// How marks of the kernel begin, which trees have even if those on disk begin in the other way.
+const TRUSTED: &[u8] = b"trusted.overlay.";
+const USER: &[u8] = b"user.overlay.";
+
+fn renamed(name: &P, from: &[u8], to: &[u8]) -> P {
+    name.as_bytes().strip_prefix(from).map_or_else(|| name.clone(), |mark| P::from([to, mark].concat()))
 }
 
 impl Tree {
@@ -220,7 +237,11 @@ impl Tree {
                 uid: stat.st_uid,
                 gid: stat.st_gid,
                 mtime: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
-                xattrs: xattrs(&real)?.into_iter().filter(|(name, _)| !names_an_inode(name)).collect(),
+                xattrs: xattrs(&real)?
+                    .into_iter()
+                    .map(|(name, value)| (renamed(&name, USER, TRUSTED), value))
+                    .filter(|(name, _)| !names_an_inode(name))
+                    .collect(),
             };
             if !node.is_dir() && !node.is_whiteout() && stat.st_nlink > 1 {
                 links.entry(stat.st_ino).or_insert_with(Vec::new).push(path.clone());
@@ -279,7 +300,7 @@ pub fn xattrs(path: &Path) -> Result<BTreeMap<P, P>, Errno> {
 fn names_an_inode(name: &P) -> bool {
     [b"origin".as_slice(), b"uuid", b"upper", b"nlink", b"impure"]
         .iter()
-        .any(|mark| name.as_bytes() == [b"trusted.overlay.", *mark].concat())
+        .any(|mark| name.as_bytes() == [TRUSTED, *mark].concat())
 }
 
 fn create(dir: impl AsFd, path: &P, kind: &Kind) -> Result<(), Errno> {
@@ -314,7 +335,8 @@ fn dress(root: &Path, path: &P, node: &Node, marks: Marks) -> Result<(), Errno> 
     let is_acl = |name: &P| name.as_bytes().starts_with(b"system.");
     let (acls, others): (Vec<_>, Vec<_>) = node.xattrs.iter().partition(|(name, _)| is_acl(name));
     for (name, value) in others.into_iter().chain(acls) {
-        if marks == Marks::Kernel || name.as_bytes() != OPAQUE {
+        if marks != Marks::Names || name.as_bytes() != OPAQUE {
+            let name = if marks == Marks::User { renamed(name, TRUSTED, USER) } else { name.clone() };
             lsetxattr(&real, name.as_path(), value.as_bytes(), XattrFlags::empty())?;
         }
     }

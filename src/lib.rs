@@ -39,6 +39,13 @@
 //!                      directory and published with one rename -> pwrite on the copy
 //! ```
 //!
+//! With `metacopy=on` a change of attributes publishes a file without its data (`overlay/metacopy`): the mark that says so
+//! goes when a write has brought the data, and until then reads go to the layer below. With `redirect_dir=on` a directory
+//! that a lower has is moved by one rename of its upper part, and a mark on it says where the search goes on below
+//! (`overlay/redirect`): a lookup in it walks from that layer's own root. With `index=on` the copy of a lower file with several
+//! names is published under `work/index` and linked to the name that was written (`overlay/index`); the others find it there,
+//! by the handle of the lower file.
+//!
 //! Because opens and closes cost no message, there are no file handles: each request names a node, and the node finds its
 //! real file through a descriptor that is pinned, cached, or opened now. What would go out of reach is pinned: an object
 //! whose last name goes, a file whose mode would refuse the server. Files are made by MKNOD, one message, where CREATE
@@ -94,6 +101,10 @@
 //! | `Overlay::renaming` | the union | directories are opened from above (shared), or one is moved |
 //! | `Node::state`, of a directory | a node | its place is read, or changes |
 //! | `Table` (under it `Node::remembered`), the caches, the watch maps | the union | never while a system call is made |
+//!
+//! The options add none: the data of a metacopy comes under the node's `copying`, as any copy; a redirect is written
+//! before its directory moves, under the `names` of both parents; an index entry is published under the `state` of its node,
+//! and linked to a name under the `names` of that directory.
 //!
 //! `overlay/order` holds the locks to it: in a debug build each thread knows what it holds, and what is out of order panics.
 //!

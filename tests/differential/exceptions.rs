@@ -45,6 +45,13 @@ pub const EXCEPTIONS: &[Exception] = &[
         },
     },
     Exception {
+        reason: "with userxattr symlinks and special files hold no mark: after a new link the kernel shows one of their names with the \
+                 lower file's number and the other with the copy's",
+        applies: |finding| {
+            finding.field == "first name" && finding.terms.userxattr && finding.a.kind != FileType::RegularFile
+        },
+    },
+    Exception {
         reason: "nfs_export=on on one side, index=on on ours: the kernel counts the entry of a file in the index among its names",
         applies: |finding| matches!(finding.field, "nlink" | "first name") && finding.terms.nfs_export,
     },

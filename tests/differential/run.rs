@@ -6,8 +6,8 @@ use super::exceptions::tolerated;
 use super::exec::{Outcome, Value, exec, name_of};
 use super::generate::{Generator, Scene};
 use super::layers::{Rights, flatten};
-use super::op::{Call, Op};
-use super::path::{P, join, p};
+use super::op::{Call, Op, Time};
+use super::path::{P, join, p, parent};
 use super::side::Side;
 use super::tree::{Marks, Tree};
 use super::view::{Mismatch, Order, Terms, View, compare, compare_numbers, look};
@@ -65,7 +65,14 @@ pub struct Scenario {
 impl Scenario {
     fn terms(&self, order: Order, plain: bool) -> Terms {
         let has = |option: &str| self.options.contains(option);
-        Terms { order, settled: self.settle, plain, metacopy: has("metacopy=on"), nfs_export: has("nfs_export=on") }
+        Terms {
+            order,
+            settled: self.settle,
+            plain,
+            metacopy: has("metacopy=on"),
+            userxattr: has("userxattr"),
+            nfs_export: has("nfs_export=on"),
+        }
     }
 
     /// A side of this run at a mount point.
@@ -178,6 +185,12 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
                 // What only one side could do is undone.
                 let undo = Call { caller: crate::common::caller::Caller::Owner, op: Op::Unlink { path: to.clone() } };
                 exec(&mut pair.sides[1], &undo).expect("a link that was just made can be removed");
+                let path = parent(to);
+                let op = Op::Utimens { path, atime: Time::Now, mtime: Time::Now };
+                let touch = Call { caller: crate::common::caller::Caller::Owner, op };
+                for side in &mut pair.sides {
+                    exec(side, &touch).expect("root may set the times of a directory");
+                }
             }
             // Tolerated; but what the descriptors show from now on is not the same.
             pair.sides.iter_mut().for_each(|side| side.files = Default::default());

@@ -192,6 +192,8 @@ pub struct Terms {
     pub plain: bool,
     /// Whether data is copied up apart from attributes.
     pub metacopy: bool,
+    /// Whether marks are such as plain users can write.
+    pub userxattr: bool,
     /// Whether the kernel keeps its index for NFS.
     pub nfs_export: bool,
 }

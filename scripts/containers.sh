@@ -69,7 +69,8 @@ runtime = "crun"
 END
 cat > "$dir/inner.sh" <<'END'
 store() {
-    export HOME=$DIR/home/$1 XDG_RUNTIME_DIR=$DIR/run/$1
+    # The length of the name tells them apart: a path of a socket in there must stay below 108 bytes.
+    export HOME=$DIR/home/$1 XDG_RUNTIME_DIR=$DIR/run/${#1}
     mkdir -p "$HOME/.config/containers" "$XDG_RUNTIME_DIR"
     case $1 in
         native) program= ;;

@@ -87,10 +87,15 @@ impl Tallies {
     /// One for a thread that begins.
     #[must_use]
     pub fn begin(&self) -> Arc<Tally> {
+        let mut tallies = self.0.lock();
+        // One that a thread which has ended left behind goes on counting.
+        if let Some(free) = tallies.iter().find(|tally| Arc::strong_count(tally) == 1) {
+            return free.clone();
+        }
         let zero = || AtomicU64::new(0);
         let requests = std::array::from_fn(|_| zero());
         let tally = Arc::new(Tally { requests, errors: zero(), faults: zero(), retries: zero() });
-        self.0.lock().push(tally.clone());
+        tallies.push(tally.clone());
         tally
     }
 

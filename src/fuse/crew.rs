@@ -25,22 +25,24 @@
 //! rides of 20 to 30 ms that end as starved, within the first second six of them, then none; beside loops of another group
 //! (each session has its own where the kernel has autogroups) riding costs nothing.
 //!
+//! The lookout has a second duty. When no regular thread is left to read because all are in requests that take long (a slow
+//! or frozen disk, copies, syncs), and others wait, it calls a spare one, so that what is slow holds up nothing else. A spare
+//! one leaves as soon as the others are back.
+//!
 //! Must never: leave a mount without a thread that reads. Every way out of [`Crew::may_read`] that is not a read parks the
 //! thread under the lock that the mode is changed under, and whoever changes the mode wakes all.
+
+mod lookout;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::lookout::{Judge, Sight};
 use crate::sys::cpu;
-
-/// How often the lookout looks while there is a ride.
-const TICK: Duration = Duration::from_millis(10);
 
 /// A ride that is shorter than this was not worth it, and doubles the time to the next.
 const WORTH_IT: Duration = Duration::from_millis(50);
@@ -55,6 +57,15 @@ const STARVED_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Handed {
     pub message: Vec<u8>,
     pub device: Arc<OwnedFd>,
+}
+
+/// What a regular thread is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Post {
+    /// For good.
+    Regular,
+    /// Until the others are back from what keeps them.
+    Spare,
 }
 
 /// What a regular thread is to do next.
@@ -92,6 +103,8 @@ struct State {
     ended: bool,
     /// Regular threads that wait for the ride to end.
     parked: usize,
+    /// At some moment no regular thread was left to read.
+    short: bool,
     handed: VecDeque<Handed>,
     began: Instant,
     not_before: Instant,
@@ -111,20 +124,28 @@ pub(super) struct Crew {
     rides: bool,
     /// The rider's thread, once it is there.
     thread: AtomicU32,
+    /// How many regular threads there are for good.
+    regulars: usize,
+    /// How many regular threads wait for a request, and how many requests they have taken.
+    reading: AtomicUsize,
+    taken: AtomicU64,
+    /// Whether the lookout looks every now and then, and needs no call.
+    watching: AtomicBool,
     /// Twice the number of requests that the rider has begun, less one while it is in one.
     progress: AtomicU64,
     caller: AtomicU32,
 }
 
 impl Crew {
-    /// A crew in which the regular threads read, and whether it is to have a rider and a lookout.
-    pub(super) fn new(rides: bool) -> Crew {
+    /// A crew of so many regular threads, and whether it is to have a rider.
+    pub(super) fn new(regulars: usize, rides: bool) -> Crew {
         let now = Instant::now();
         let state = State {
             riding: false,
             number: NONE,
             ended: false,
             parked: 0,
+            short: false,
             handed: VecDeque::new(),
             began: now,
             not_before: now,
@@ -138,12 +159,16 @@ impl Crew {
             lookout: Condvar::new(),
             rides,
             thread: AtomicU32::new(0),
+            regulars,
+            reading: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
+            watching: AtomicBool::new(false),
             progress: AtomicU64::new(0),
             caller: AtomicU32::new(0),
         }
     }
 
-    /// Whether there is to be a rider, and somebody who looks after it.
+    /// Whether there is to be a rider.
     pub(super) fn rides(&self) -> bool {
         self.rides
     }
@@ -172,6 +197,25 @@ impl Crew {
             state.parked += 1;
             self.regular.wait(&mut state);
             state.parked -= 1;
+        }
+    }
+
+    /// A regular thread is about to read. False for a spare one of which there is no need any more.
+    pub(super) fn begin_read(&self, post: Post) -> bool {
+        if post == Post::Spare && self.reading.load(Ordering::SeqCst) >= self.regulars {
+            return false;
+        }
+        self.reading.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
+    /// A regular thread has read.
+    pub(super) fn end_read(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        let last = self.reading.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.riding.load(Ordering::Relaxed) == NONE && !self.watching.swap(true, Ordering::SeqCst) {
+            self.state.lock().short = true;
+            self.lookout.notify_one();
         }
     }
 
@@ -268,43 +312,6 @@ impl Crew {
         self.rider.notify_all();
         self.lookout.notify_all();
     }
-
-    /// The lookout's life. `waiting`: whether a request waits to be read.
-    pub(super) fn look_out(&self, waiting: impl Fn() -> bool) {
-        loop {
-            let mut state = self.state.lock();
-            while !state.riding && !state.ended {
-                self.lookout.wait(&mut state);
-            }
-            if state.ended {
-                return;
-            }
-            let began = state.began;
-            drop(state);
-            let mut judge = Judge::new(self.sight(&waiting));
-            loop {
-                let mut state = self.state.lock();
-                self.lookout.wait_for(&mut state, TICK);
-                if state.ended {
-                    return;
-                }
-                if !state.riding || state.began != began {
-                    break;
-                }
-                drop(state);
-                if let Some(reason) = judge.judge(self.sight(&waiting)) {
-                    self.end_ride(reason);
-                    break;
-                }
-            }
-        }
-    }
-
-    fn sight(&self, waiting: &impl Fn() -> bool) -> Sight {
-        let (progress, caller) = (self.progress.load(Ordering::Relaxed), self.caller.load(Ordering::Relaxed));
-        let rider = cpu::waited(self.thread.load(Ordering::Relaxed));
-        Sight { progress, caller, rider, ran: cpu::waited(caller), waiting: waiting() }
-    }
 }
 
 #[cfg(test)]
@@ -328,7 +335,7 @@ mod tests {
 
     /// A crew with a rider, and a ride.
     fn riding() -> Crew {
-        let crew = Crew::new(true);
+        let crew = Crew::new(1, true);
         crew.enlist();
         crew.offer(CALLER);
         assert!(crew.rides_now());
@@ -345,14 +352,14 @@ mod tests {
 
     #[test]
     fn nobody_rides_before_the_rider_is_there() {
-        let crew = Crew::new(true);
+        let crew = Crew::new(1, true);
         crew.offer(CALLER);
         assert!(matches!(crew.turn(), Turn::Read));
     }
 
     #[test]
     fn a_regular_thread_waits_for_the_end_of_a_ride_and_the_rider_for_its_beginning() {
-        let crew = Crew::new(true);
+        let crew = Crew::new(1, true);
         crew.enlist();
         thread::scope(|scope| {
             let rider = scope.spawn(|| crew.await_ride());
@@ -370,7 +377,7 @@ mod tests {
         let crew = riding();
         thread::scope(|scope| {
             let regular = scope.spawn(|| crew.turn());
-            let lookout = scope.spawn(|| crew.look_out(|| false));
+            let lookout = scope.spawn(|| crew.look_out(|| false, || {}));
             wait_for(|| crew.state.lock().parked == 1);
             crew.dismiss();
             assert!(matches!(regular.join().unwrap(), Turn::End | Turn::Read));
@@ -400,6 +407,33 @@ mod tests {
     }
 
     #[test]
+    fn a_spare_thread_comes_when_requests_wait_and_nobody_reads_and_leaves_when_somebody_does() {
+        let crew = Crew::new(1, true);
+        let called = &AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let relieve = || {
+                called.fetch_add(1, Ordering::SeqCst);
+            };
+            let lookout = scope.spawn({
+                let crew = &crew;
+                move || crew.look_out(|| true, relieve)
+            });
+            assert!(crew.begin_read(Post::Regular));
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(called.load(Ordering::SeqCst), 0, "somebody reads");
+            crew.end_read();
+            wait_for(|| called.load(Ordering::SeqCst) > 0);
+            assert!(crew.begin_read(Post::Spare), "nobody else reads");
+            crew.end_read();
+            assert!(crew.begin_read(Post::Regular));
+            assert!(!crew.begin_read(Post::Spare), "the regular one is back");
+            wait_for(|| !crew.watching.load(Ordering::SeqCst));
+            crew.dismiss();
+            lookout.join().unwrap();
+        });
+    }
+
+    #[test]
     fn rides_that_end_soon_keep_away_the_next() {
         let crew = riding();
         let mut pause = Duration::ZERO;
@@ -422,7 +456,7 @@ mod tests {
     fn a_ride_without_requests_ends_by_itself() {
         let crew = riding();
         thread::scope(|scope| {
-            let lookout = scope.spawn(|| crew.look_out(|| false));
+            let lookout = scope.spawn(|| crew.look_out(|| false, || {}));
             wait_for(|| !crew.rides_now());
             crew.dismiss();
             lookout.join().unwrap();

@@ -5,7 +5,6 @@ pub mod boundary;
 mod crew;
 mod follow;
 mod fusermount;
-mod lookout;
 pub mod mount;
 pub mod notices;
 pub mod passthrough;

@@ -8,12 +8,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
 
 use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::boundary::Tallies;
-use super::crew::Crew;
+use super::crew::{Crew, Post};
 use super::follow::Follower;
 use super::passthrough::{self, Passthrough, Wish};
 use super::worker::Worker;
@@ -25,6 +26,9 @@ pub const MAX_DATA: u32 = 1 << 20;
 
 /// How many requests the kernel may have waiting that no caller waits for: read-ahead, write-back.
 const MAX_BACKGROUND: u16 = 64;
+
+/// How many more threads may answer requests while slow ones keep the others.
+const MOST_SPARES: usize = 32;
 
 /// What is asked of the kernel beyond the defaults, where it can.
 const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
@@ -145,21 +149,33 @@ impl Server {
     /// When no thread can be started.
     pub fn run(&self) -> io::Result<()> {
         // Without a choice of processors there is nothing to ride for.
-        let crew = &Crew::new(Follower::new().is_some());
+        let crew = &Crew::new(self.options.threads, Follower::new().is_some());
         let worker = |device| Worker::new(&self.adapter, crew, device, self.tallies.begin());
         std::thread::scope(|scope| {
-            let named = |name: String| std::thread::Builder::new().name(name);
             for n in 1..self.options.threads {
                 let worker = worker(self.queue());
-                named(format!("plyfs-{n}")).spawn_scoped(scope, move || worker.serve())?;
+                start(scope, &format!("plyfs-{n}"), move || worker.serve(Post::Regular))?;
             }
             if crew.rides() {
                 let worker = worker(self.queue());
-                named("plyfs-rider".into()).spawn_scoped(scope, move || worker.ride())?;
-                let look_out = || crew.look_out(|| sys::is_readable(self.device.as_fd()));
-                named("plyfs-lookout".into()).spawn_scoped(scope, look_out)?;
+                start(scope, "plyfs-rider", move || worker.ride())?;
             }
-            worker(self.device.clone()).serve();
+            let spares = Arc::new(());
+            let relieve = move || {
+                if Arc::strong_count(&spares) > MOST_SPARES {
+                    return;
+                }
+                let (worker, mark) = (worker(self.queue()), spares.clone());
+                let life = move || {
+                    worker.serve(Post::Spare);
+                    drop(mark);
+                };
+                let started = start(scope, "plyfs-spare", life);
+                log::debug!("a spare thread, for all others are kept by what they do: {started:?}");
+            };
+            let look_out = move || crew.look_out(|| sys::is_readable(self.device.as_fd()), relieve);
+            start(scope, "plyfs-lookout", look_out)?;
+            worker(self.device.clone()).serve(Post::Regular);
             self.adapter.overlay().release();
             Ok(())
         })
@@ -182,4 +198,9 @@ impl Server {
             }
         }
     }
+}
+
+/// Starts a thread of this name.
+fn start<'scope>(scope: &'scope Scope<'scope, '_>, name: &str, life: impl FnOnce() + Send + 'scope) -> io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, life).map(|_| ())
 }

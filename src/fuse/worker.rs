@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::adapter::{Adapter, Answer, Buffers};
 use super::boundary::Tally;
-use super::crew::{Crew, Reason, Turn};
+use super::crew::{Crew, Post, Reason, Turn};
 use super::follow::{Company, Follower};
 use super::server::MAX_DATA;
 use super::wire::{Header, Reader, Writer, opcode, operation};
@@ -60,11 +60,12 @@ impl<'a> Worker<'a> {
     }
 
     /// The life of a regular thread.
-    pub(super) fn serve(&self) {
+    pub(super) fn serve(&self, post: Post) {
         let (mut space, mut buffers, mut follower) = (space(), Buffers::default(), Follower::new());
         loop {
             match self.crew.turn() {
-                Turn::Read => match self.read(&mut space) {
+                Turn::Read if !self.crew.begin_read(post) => return,
+                Turn::Read => match self.read_counted(&mut space) {
                     Ok(Some(message)) => {
                         let company = follower.as_mut().map(|follower| follower.note(&message.header, message.body));
                         if company == Some(Company::One) {
@@ -137,6 +138,12 @@ impl<'a> Worker<'a> {
             opcode::COPY_FILE_RANGE => true,
             _ => false,
         }
+    }
+
+    fn read_counted<'space>(&self, space: &'space mut [u8]) -> std::result::Result<Option<Message<'space>>, Over> {
+        let read = self.read(space);
+        self.crew.end_read();
+        read
     }
 
     fn read<'space>(&self, space: &'space mut [u8]) -> std::result::Result<Option<Message<'space>>, Over> {

@@ -302,3 +302,49 @@ fn sigusr1_reports_what_was_done_and_what_is_held() {
         assert!(log.contains(expected), "{expected} in {log}");
     }
 }
+
+/// A process that is stopped for as long as this lives.
+struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    fn new(pid: u32) -> Stopped {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        rustix::process::kill_process(self.0, rustix::process::Signal::CONT).unwrap();
+    }
+}
+
+#[test]
+fn a_layer_that_does_not_answer_holds_up_nobody_who_needs_no_answer_of_it() {
+    plyfs_only!();
+    let below = Layers::new(1);
+    write(below.lower("below"), "below");
+    let slow = below.mount();
+    let layers = Layers::new(1);
+    (0..100).for_each(|n| write(layers.lower(format!("f{n}")), format!("{n}")));
+    let options = format!("lowerdir=l1:{},upperdir=upper,workdir=work", slow.merged("").display());
+    let target = layers.merged("");
+    let union = layers.mount_with(&options, &target);
+    assert_eq!(read(union.merged("below")), "below");
+    let stopped = Stopped::new(slow.daemon());
+    std::thread::scope(|scope| {
+        // More than there are threads: each waits for the stopped layer.
+        for n in 0..12 {
+            let name = union.merged(format!("nothing-{n}"));
+            scope.spawn(move || assert!(!exists(name)));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let (sender, answers) = std::sync::mpsc::channel();
+        let names: Vec<_> = (0..100).map(|n| union.merged(format!("f{n}"))).collect();
+        scope.spawn(move || sender.send(names.iter().map(read).collect::<Vec<_>>()));
+        let answered = answers.recv_timeout(Duration::from_secs(60));
+        drop(stopped);
+        assert_eq!(answered.unwrap(), (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+    });
+}

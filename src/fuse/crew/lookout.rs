@@ -1,9 +1,84 @@
-//! What the lookout of a [`crew`](super::crew) makes of what it sees: whether the rider gets on.
+//! The lookout of a [crew](super): whether the rider gets on, and whether anybody reads.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::crew::Reason;
-use crate::sys::cpu::Waited;
+use super::{Crew, NONE, Reason};
+use crate::sys::cpu::{self, Waited};
+
+/// How often the lookout looks while there is something to look at.
+const TICK: Duration = Duration::from_millis(10);
+
+/// After how many ticks in a row with nothing to look at it rests.
+const QUIET_TICKS: u32 = 10;
+
+impl Crew {
+    /// The lookout's life. `waiting`: whether a request waits to be read; `relieve`: starts a spare thread.
+    pub(in crate::fuse) fn look_out(&self, waiting: impl Fn() -> bool, relieve: impl Fn()) {
+        loop {
+            let mut state = self.state.lock();
+            while !state.riding && !state.short && !state.ended {
+                self.lookout.wait(&mut state);
+            }
+            state.short = false;
+            drop(state);
+            if !self.watch(&waiting, &relieve) {
+                return;
+            }
+        }
+    }
+
+    /// Looks until there is nothing to look at; false when all is over.
+    fn watch(&self, waiting: &impl Fn() -> bool, relieve: &impl Fn()) -> bool {
+        self.watching.store(true, Ordering::SeqCst);
+        let mut ride: Option<(u64, Judge)> = None;
+        let mut unread = None;
+        let mut quiet = 0;
+        loop {
+            let mut state = self.state.lock();
+            self.lookout.wait_for(&mut state, TICK);
+            let number = if state.riding { state.number } else { NONE };
+            let ended = state.ended;
+            drop(state);
+            if ended {
+                return false;
+            }
+            match &mut ride {
+                _ if number == NONE => {
+                    ride = None;
+                    let taken = self.taken.load(Ordering::Relaxed);
+                    let nobody_reads = self.reading.load(Ordering::SeqCst) == 0;
+                    quiet = if nobody_reads { 0 } else { quiet + 1 };
+                    let now = (nobody_reads && waiting()).then_some(taken);
+                    if now.is_some() && now == unread {
+                        relieve();
+                    }
+                    unread = now;
+                }
+                Some((known, judge)) if *known == number => {
+                    if let Some(reason) = judge.judge(self.sight(waiting)) {
+                        self.end_ride(reason);
+                    }
+                }
+                _ => (ride, quiet) = (Some((number, Judge::new(self.sight(waiting)))), 0),
+            }
+            if quiet >= QUIET_TICKS {
+                self.watching.store(false, Ordering::SeqCst);
+                // Whoever was the last to read before this saw no need to call.
+                if self.reading.load(Ordering::SeqCst) > 0 {
+                    return true;
+                }
+                self.watching.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn sight(&self, waiting: &impl Fn() -> bool) -> Sight {
+        let (progress, caller) = (self.progress.load(Ordering::Relaxed), self.caller.load(Ordering::Relaxed));
+        let rider = cpu::waited(self.thread.load(Ordering::Relaxed));
+        Sight { progress, caller, rider, ran: cpu::waited(caller), waiting: waiting() }
+    }
+}
 
 /// After how many ticks without a request a ride ends.
 const IDLE_TICKS: u32 = 4;
@@ -14,7 +89,7 @@ const KEPT_WAITING: Duration = Duration::from_millis(3);
 
 /// What the lookout sees at a tick.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sight {
+struct Sight {
     pub progress: u64,
     pub caller: u32,
     pub rider: Option<Waited>,
@@ -24,7 +99,7 @@ pub(super) struct Sight {
 
 /// What follows from what is seen.
 #[derive(Debug)]
-pub(super) struct Judge {
+struct Judge {
     last: Sight,
     idle: u32,
     kept_waiting: u32,
@@ -32,12 +107,12 @@ pub(super) struct Judge {
 
 impl Judge {
     /// Begins with what is seen when a ride begins.
-    pub(super) fn new(first: Sight) -> Judge {
+    fn new(first: Sight) -> Judge {
         Judge { last: first, idle: 0, kept_waiting: 0 }
     }
 
     /// Why the ride has to end, if it has to.
-    pub(super) fn judge(&mut self, now: Sight) -> Option<Reason> {
+    fn judge(&mut self, now: Sight) -> Option<Reason> {
         let last = std::mem::replace(&mut self.last, now);
         if now.progress == last.progress {
             if now.progress % 2 == 1 {

@@ -168,12 +168,12 @@ impl Overlay {
             return;
         }
         if self.may_reopen(mode) {
-            let unpinned = node.state.write().pins.open.take();
+            let unpinned = node.state.write().rare.take_open();
             drop(unpinned);
             return;
         }
         match self.open_writer(node) {
-            Ok(fd) => node.state.write().pins.open = Some(fd),
+            Ok(fd) => node.state.write().rare.open = Some(fd),
             // It could not be written to before, either.
             Err(errno) => log::debug!("node {} cannot be kept open: {errno}", node.id),
         }
@@ -187,15 +187,15 @@ impl Overlay {
         dir: sys::BorrowedFd<'_>,
         name: &std::ffi::OsStr,
     ) -> Result<()> {
-        if state.pins.object.is_none() {
-            let open = state.pins.open.clone().or_else(|| self.writers.get(&node.id));
+        if state.rare.object.is_none() {
+            let open = state.rare.open.clone().or_else(|| self.writers.get(&node.id));
             // A reader can be of the data, which is not the object.
-            let reader = || self.readers.get(&node.id).filter(|_| state.data.is_none());
+            let reader = || self.readers.get(&node.id).filter(|_| state.rare.data.is_none());
             let fd = match open.or_else(reader) {
                 Some(open) => open,
                 None => Arc::new(sys::open(dir, name, OFlags::PATH, Mode::empty())?),
             };
-            state.pins.object = Some(fd);
+            state.rare.object = Some(fd);
         }
         Ok(())
     }

@@ -316,7 +316,7 @@ impl Overlay {
             self.table.rekey(node, Key::Real(real));
             state.layer = UPPER;
             state.real = real;
-            state.data = data;
+            state.rare.set_data(data);
             node.xattrs.forget();
             self.readers.remove(&node.id);
         }
@@ -379,11 +379,11 @@ impl Overlay {
         let mut state = node.state.write();
         state.layer = UPPER;
         state.real = real;
-        state.data = None;
+        state.rare.set_data(None);
         if node.kind == Kind::File {
-            state.pins.open = Some(object.clone());
+            state.rare.open = Some(object.clone());
         }
-        state.pins.object = Some(object);
+        state.rare.object = Some(object);
         self.readers.remove(&node.id);
         Ok(Published::Yes)
     }

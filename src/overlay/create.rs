@@ -163,7 +163,7 @@ impl Overlay {
         if !self.may_reopen(entry.attr.mode)
             && let Some(node) = self.table.get(entry.id)
         {
-            node.state.write().pins.open = Some(file.clone());
+            node.state.write().rare.open = Some(file.clone());
         }
         self.writers.insert(entry.id, file);
     }

@@ -44,10 +44,10 @@ impl Overlay {
             return Ok(fd);
         }
         let state = node.state.read();
-        if let Some(fd) = state.pins.open.as_ref().filter(|_| state.data.is_none()) {
+        if let Some(fd) = state.rare.open.as_ref().filter(|_| state.rare.data.is_none()) {
             return Ok(fd.clone());
         }
-        let fd = Arc::new(if let Some(data) = &state.data {
+        let fd = Arc::new(if let Some(data) = &state.rare.data {
             self.open_data(data)?
         } else if state.layer == UPPER {
             self.open_real(&state, OFlags::RDONLY)?
@@ -71,7 +71,7 @@ impl Overlay {
         self.copy_up_data(node, Data::All)?;
         let state = node.state.read();
         // A copy-up leaves its descriptor behind.
-        if let Some(fd) = state.pins.open.clone().or_else(|| self.writers.get(&node.id)) {
+        if let Some(fd) = state.rare.open.clone().or_else(|| self.writers.get(&node.id)) {
             return Ok(fd);
         }
         let fd = match self.open_real(&state, OFlags::RDWR) {
@@ -86,7 +86,7 @@ impl Overlay {
     fn open_real(&self, state: &State, flags: OFlags) -> Result<OwnedFd> {
         // A fifo would wait for its other end.
         let flags = flags | OFlags::NONBLOCK;
-        if let (Some(entry), Some(index)) = (&state.index, &self.index) {
+        if let (Some(entry), Some(index)) = (&state.rare.index, &self.index) {
             return sys::open(index.dir.as_fd(), entry, flags, Mode::empty());
         }
         match &state.place {
@@ -94,7 +94,7 @@ impl Overlay {
                 let dir = self.dir_fd(parent, state.layer)?;
                 sys::open(dir.as_fd(), name, flags, Mode::empty())
             }
-            Place::Gone => sys::reopen(state.pins.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
+            Place::Gone => sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
             Place::Root => Err(Errno::EISDIR),
         }
     }

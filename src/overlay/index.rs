@@ -156,8 +156,8 @@ impl Overlay {
         self.table.rekey(node, Key::Real(real));
         state.layer = UPPER;
         state.real = real;
-        state.data = data;
-        state.index = Some(name.into());
+        state.rare.set_data(data);
+        state.rare.set_index(Some(name.into()));
         node.xattrs.forget();
         self.readers.remove(&node.id);
         drop(state);
@@ -169,7 +169,7 @@ impl Overlay {
     pub(super) fn link_copied(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
         let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
         let _names = parent_dir.names.write();
-        let entry = node.state.read().index.clone();
+        let entry = node.state.read().rare.index.clone();
         let (Some(index), Some(entry)) = (&self.index, entry.filter(|_| node.place().is(parent, name))) else {
             // Moved or removed meanwhile, which has given it a name or taken the last one.
             return Ok(());
@@ -254,8 +254,8 @@ impl Overlay {
         let Some(origin) = self.own_mark(at, Mark::Origin)?.filter(|_| stat.nlink == 0) else { return Ok(Vec::new()) };
         sys::unlink(index.dir.as_fd(), &entry_name(&origin))?;
         if let Some((node, state)) = of {
-            state.index = None;
-            state.pins.object.get_or_insert_with(|| Arc::new(object));
+            state.rare.set_index(None);
+            state.rare.object.get_or_insert_with(|| Arc::new(object));
             return Ok(self.lose_name(node, state));
         }
         Ok(Vec::new())

@@ -261,12 +261,12 @@ impl Overlay {
 
     /// Whether an upper file has its data still in a lower.
     pub(super) fn is_without_data(&self, node: &Node) -> bool {
-        node.state.read().data.is_some()
+        node.state.read().rare.data.is_some()
     }
 
     /// Copies the data up that a copy-up has left where it was. Call with the node's `copying` locked.
     pub(super) fn complete_data(&self, node: &Arc<Node>, wanted: Data) -> Result<()> {
-        let Some(data) = node.state.read().data.clone() else { return Ok(()) };
+        let Some(data) = node.state.read().rare.data.clone() else { return Ok(()) };
         let to = self.open_upper_writable(node)?;
         let at = At::Fd(to.as_fd());
         let stat = sys::stat(at)?;
@@ -298,10 +298,10 @@ impl Overlay {
             Err(errno) => return Err(errno),
         }
         let mut state = node.state.write();
-        state.data = None;
+        state.rare.set_data(None);
         if !self.may_reopen(stat.mode) {
             // Somebody may have it open for writing from before its mode changed.
-            state.pins.open = Some(Arc::new(to));
+            state.rare.open = Some(Arc::new(to));
         }
         self.readers.remove(&node.id);
         drop(state);
@@ -326,7 +326,7 @@ impl Overlay {
     pub(super) fn open_upper(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
         let flags = flags | OFlags::NONBLOCK;
         let state = node.state.read();
-        if let (Some(entry), Some(index)) = (&state.index, &self.index) {
+        if let (Some(entry), Some(index)) = (&state.rare.index, &self.index) {
             return sys::open(index.dir.as_fd(), entry, flags, Mode::empty());
         }
         match &state.place {
@@ -334,7 +334,7 @@ impl Overlay {
                 let dir = self.dir_fd(parent, UPPER)?;
                 sys::open(dir.as_fd(), name, flags, Mode::empty())
             }
-            Place::Gone => sys::reopen(state.pins.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
+            Place::Gone => sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
             Place::Root => Err(Errno::EISDIR),
         }
     }

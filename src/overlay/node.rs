@@ -7,6 +7,7 @@
 //! with several links are a node each, because each is copied up on its own (the kernel's `index=off`).
 
 use std::ffi::{OsStr, OsString};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -63,12 +64,67 @@ pub(super) struct State {
     pub layer: LayerIndex,
     /// The identity of the real object in that layer.
     pub real: RealId,
-    /// Where its data lies, if the real object has attributes only.
+    /// What few nodes have.
+    pub rare: Rare,
+}
+
+/// What few nodes have, kept apart so that the others need no room for it. To write to it makes the room.
+#[derive(Debug, Default)]
+pub(super) struct Rare(Option<Box<Exceptions>>);
+
+/// See [`Rare`].
+#[derive(Debug, Default)]
+pub(super) struct Exceptions {
+    /// Where the data lies, if the real object has attributes only.
     pub data: Option<Arc<LowerData>>,
-    /// Its entry in the index, if it is reached by that: not every name of it is one in the upper.
+    /// The entry in the index, if the node is reached by that: not every name of it is one in the upper.
     pub index: Option<Arc<OsStr>>,
-    /// Descriptors that must stay open as long as the kernel knows the node.
-    pub pins: Pins,
+    /// The object itself (`O_PATH`), once it has no name. Stays open as long as the kernel knows the node.
+    pub object: Option<Arc<OwnedFd>>,
+    /// Open for reading and writing, where the mode would refuse to open it again. Stays open as `object` does.
+    pub open: Option<Arc<OwnedFd>>,
+}
+
+static NO_EXCEPTIONS: Exceptions = Exceptions { data: None, index: None, object: None, open: None };
+
+impl Deref for Rare {
+    type Target = Exceptions;
+
+    fn deref(&self) -> &Exceptions {
+        self.0.as_deref().unwrap_or(&NO_EXCEPTIONS)
+    }
+}
+
+impl DerefMut for Rare {
+    fn deref_mut(&mut self) -> &mut Exceptions {
+        self.0.get_or_insert_default()
+    }
+}
+
+impl Rare {
+    /// Sets or clears where the data lies.
+    pub fn set_data(&mut self, data: Option<Arc<LowerData>>) {
+        if data.is_some() || self.data.is_some() {
+            self.deref_mut().data = data;
+        }
+    }
+
+    /// Sets or clears the entry in the index.
+    pub fn set_index(&mut self, index: Option<Arc<OsStr>>) {
+        if index.is_some() || self.index.is_some() {
+            self.deref_mut().index = index;
+        }
+    }
+
+    /// Nothing has to be kept open for reading and writing any more: returns what was, for it to be closed.
+    pub fn take_open(&mut self) -> Option<Arc<OwnedFd>> {
+        self.0.as_mut().and_then(|rare| rare.open.take())
+    }
+
+    /// There is a name again: returns what was kept of the object, for it to be closed.
+    pub fn take_object(&mut self) -> Option<Arc<OwnedFd>> {
+        self.0.as_mut().and_then(|rare| rare.object.take())
+    }
 }
 
 /// Where a node's name is.
@@ -78,7 +134,7 @@ pub(super) enum Place {
     Root,
     /// A name in a directory.
     In { parent: Arc<Node>, name: Arc<OsStr> },
-    /// Its name was removed; `Pins::object` is the way to it.
+    /// Its name was removed; `Exceptions::object` is the way to it.
     Gone,
 }
 
@@ -93,15 +149,6 @@ impl RealId {
     pub fn of(stat: &Stat) -> RealId {
         RealId { dev: stat.dev, ino: stat.ino }
     }
-}
-
-/// Descriptors that outlive the caches.
-#[derive(Debug, Default)]
-pub(super) struct Pins {
-    /// The object itself (`O_PATH`), once it has no name.
-    pub object: Option<Arc<OwnedFd>>,
-    /// Open for reading and writing, where the mode would refuse to open it again.
-    pub open: Option<Arc<OwnedFd>>,
 }
 
 /// What only directories have.
@@ -207,7 +254,7 @@ impl Node {
             kind,
             ino: AtomicU64::new(ino),
             copying: Mutex::new(Level::Copying, ()),
-            state: RwLock::new(level, State { place, layer, real, data: None, index: None, pins: Pins::default() }),
+            state: RwLock::new(level, State { place, layer, real, rare: Rare::default() }),
             own_change: OwnChange::default(),
             xattrs: XattrsKnown::default(),
             remembered: Mutex::new(Level::Remembered, Remembered::new(real)),
@@ -237,7 +284,7 @@ impl Node {
 
     /// Where its data lies, if the real object has attributes only.
     pub(super) fn data(&self) -> Option<Arc<LowerData>> {
-        self.state.read().data.clone()
+        self.state.read().rare.data.clone()
     }
 
     /// Its place, as it is now.
@@ -283,5 +330,28 @@ impl Place {
     /// Whether this is that name in that directory.
     pub fn is(&self, dir: &Node, child: &OsStr) -> bool {
         matches!(self, Place::In { parent, name } if parent.id == dir.id && **name == *child)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_no_room_for_what_few_nodes_have() {
+        // Of the 300 bytes that a remembered entry may take, tables and name included.
+        assert_eq!(size_of::<State>(), 56);
+    }
+
+    #[test]
+    fn what_few_nodes_have_takes_room_once_there_is_something() {
+        let mut rare = Rare::default();
+        rare.set_data(None);
+        rare.set_index(None);
+        assert!(rare.take_open().is_none() && rare.take_object().is_none() && rare.0.is_none());
+        rare.set_index(Some(Arc::from(OsStr::new("entry"))));
+        assert!(rare.index.is_some() && rare.data.is_none());
+        rare.set_index(None);
+        assert!(rare.index.is_none());
     }
 }

@@ -82,7 +82,7 @@ impl Overlay {
         self.note_removed(parent, name);
         self.listings.forget(parent.id);
         let mut state = node.state.write();
-        state.pins.object = Some(object);
+        state.rare.object = Some(object);
         let gone = self.lose_name(&node, &mut state);
         drop(state);
         self.let_go(gone);

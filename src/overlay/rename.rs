@@ -332,7 +332,7 @@ impl Overlay {
             let mut state = node.state.write();
             if replaced.is_some_and(|replaced| replaced.id == node.id) && state.place.is(&new.parent, &new.name) {
                 match (removed.take(), &left) {
-                    (Some(dir), _) => state.pins.object = Some(dir),
+                    (Some(dir), _) => state.rare.object = Some(dir),
                     (None, Some(dir)) => self.pin_object(node, &mut state, dir.as_fd(), &new.name)?,
                     (None, None) => return Err(Errno::ESTALE),
                 }

@@ -362,8 +362,8 @@ impl Overlay {
         };
         self.let_go(self.table.moved(&node, None));
         let mut state = node.state.write();
-        state.pins.open = Some(file.clone());
-        state.pins.object = Some(file);
+        state.rare.open = Some(file.clone());
+        state.rare.object = Some(file);
         drop(state);
         Ok(Entry { id: node.id, attr: self.shown(&node, stat), lasting: Lasting::Neither })
     }
@@ -382,8 +382,8 @@ impl Overlay {
             |node| node.kind == kind,
             |id| {
                 let mut node = Node::new(id, kind, number, place(), found.layer, real);
-                node.state.get_mut().data = found.data.clone();
-                node.state.get_mut().index = found.index.clone();
+                node.state.get_mut().rare.set_data(found.data.clone());
+                node.state.get_mut().rare.set_index(found.index.clone());
                 node
             },
         );

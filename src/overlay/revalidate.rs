@@ -24,7 +24,7 @@ impl Overlay {
             let mut state = node.state.write();
             if !state.place.is(parent, name) && !matches!(state.place, Place::Root) {
                 state.place = Place::In { parent: parent.clone(), name: name.clone() };
-                state.pins.object = None;
+                drop(state.rare.take_object());
                 node.xattrs.forget();
                 gone = self.table.moved(node, Some(parent));
             }
@@ -32,10 +32,10 @@ impl Overlay {
             let same = state.real == real && state.layer == found.layer;
             if found.data.is_none() || !(same && found.layer == UPPER) {
                 // An upper file that has got its data does not lose it again, whatever was read before.
-                state.data = found.data.clone();
+                state.rare.set_data(found.data.clone());
             }
             if found.index.is_some() || !same {
-                state.index = found.index.clone();
+                state.rare.set_index(found.index.clone());
             }
             if !same {
                 self.readers.remove(&node.id);

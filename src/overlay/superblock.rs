@@ -246,7 +246,7 @@ impl Overlay {
             let state = current.state.read();
             let parent = match &state.place {
                 Place::Root => break self.layers.get(layer).ok_or(Errno::ESTALE)?.root.clone(),
-                Place::Gone => break state.pins.object.clone().ok_or(Errno::ESTALE)?,
+                Place::Gone => break state.rare.object.clone().ok_or(Errno::ESTALE)?,
                 Place::In { parent, name } => {
                     if let Some((home, ino)) = current.home_and_number(layer) {
                         break Arc::new(self.open_home(layer, &home, ino)?);
@@ -270,7 +270,7 @@ impl Overlay {
         if node.kind == Kind::Dir {
             let (layer, object) = {
                 let state = node.state.read();
-                (state.layer, matches!(state.place, Place::Gone).then(|| state.pins.object.clone()).flatten())
+                (state.layer, matches!(state.place, Place::Gone).then(|| state.rare.object.clone()).flatten())
             };
             let fd = match object {
                 Some(fd) => fd,
@@ -279,7 +279,7 @@ impl Overlay {
             return f(At::Fd(fd.as_fd()), layer);
         }
         let state = node.state.read();
-        if let (Some(entry), Some(index)) = (&state.index, &self.index) {
+        if let (Some(entry), Some(index)) = (&state.rare.index, &self.index) {
             return f(index.at(entry), UPPER);
         }
         match &state.place {
@@ -287,7 +287,7 @@ impl Overlay {
                 let dir = self.dir_fd(parent, state.layer)?;
                 f(At::Name(dir.as_fd(), name), state.layer)
             }
-            Place::Gone => f(At::Fd(state.pins.object.as_ref().ok_or(Errno::ESTALE)?.as_fd()), state.layer),
+            Place::Gone => f(At::Fd(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd()), state.layer),
             Place::Root => Err(Errno::ESTALE),
         }
     }
@@ -296,7 +296,7 @@ impl Overlay {
     pub(super) fn attr(&self, node: &Arc<Node>) -> Result<Stat> {
         let (real, indexed) = {
             let state = node.state.read();
-            (state.real, state.index.is_some())
+            (state.real, state.rare.index.is_some())
         };
         let stat = self.with_real(node, |at, layer| {
             let mut stat = self.stat_in(at, layer)?;
@@ -321,7 +321,7 @@ impl Overlay {
                 // Its name is hidden by a whiteout; the lower layer keeps it.
                 stat.nlink = 0;
             }
-            if let Some(data) = &state.data {
+            if let Some(data) = &state.rare.data {
                 stat.blocks = data.blocks;
             }
         }

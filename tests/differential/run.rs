@@ -181,16 +181,8 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
             ));
         }
         if a != b {
-            if let (Op::Link { to, .. }, Err(Errno::XDEV), Ok(_)) = (&call.op, &a, &b) {
-                // What only one side could do is undone.
-                let undo = Call { caller: crate::common::caller::Caller::Owner, op: Op::Unlink { path: to.clone() } };
-                exec(&mut pair.sides[1], &undo).expect("a link that was just made can be removed");
-                let path = parent(to);
-                let op = Op::Utimens { path, atime: Time::Now, mtime: Time::Now };
-                let touch = Call { caller: crate::common::caller::Caller::Owner, op };
-                for side in &mut pair.sides {
-                    exec(side, &touch).expect("root may set the times of a directory");
-                }
+            if matches!((&a, &b), (Err(Errno::XDEV), Ok(_))) {
+                even_out(&mut pair.sides, &call);
             }
             // Tolerated; but what the descriptors show from now on is not the same.
             pair.sides.iter_mut().for_each(|side| side.files = Default::default());
@@ -207,6 +199,32 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
     drop(watch);
     pair.unmount()?;
     cross(scenario, &stacks, places, ends)
+}
+
+/// Undoes what only our side could do, as far as trees show it.
+fn even_out(sides: &mut [Side; 2], call: &Call) {
+    let owner = |op| Call { caller: crate::common::caller::Caller::Owner, op };
+    match &call.op {
+        Op::Link { to, .. } => {
+            exec(&mut sides[1], &owner(Op::Unlink { path: to.clone() }))
+                .expect("a link that was just made can be removed");
+            let touch = owner(Op::Utimens { path: parent(to), atime: Time::Now, mtime: Time::Now });
+            for side in sides {
+                exec(side, &touch).expect("root may set the times of a directory");
+            }
+        }
+        // Emptied by the same caller, which takes the same bits away. The kernel refuses it for a name that was removed.
+        Op::CopyRange { to, .. } => {
+            for op in
+                [Op::Ftruncate { slot: *to, size: 0 }, Op::Futimens { slot: *to, atime: Time::Now, mtime: Time::Now }]
+            {
+                let call = Call { op, ..call.clone() };
+                let [a, b] = sides.each_mut().map(|side| exec(side, &call).is_ok());
+                assert!(b || !a, "{call:?} went on the kernel's side only");
+            }
+        }
+        _ => {}
+    }
 }
 
 /// The same on both sides. What a union refuses (to rename a directory that is not all in its upper layer) the plain

@@ -343,7 +343,12 @@ impl Overlay {
     /// Gives a new object the ACLs that it inherits, and returns its mode: cut by the umask only where there are none.
     fn inherit_acl(&self, at: At<'_>, target: &Target<'_>, kind: Kind, mode: u32, umask: u32) -> Result<u32> {
         let Some(parent) = &target.parent.dir else { return Ok(mode & !umask) };
-        let read = || super::xattr::value(At::Fd(target.dir), ACL_DEFAULT);
+        // An ACL that cannot be read is not taken for none: the object would be open to more than it says.
+        let read = || match sys::get_xattr(At::Fd(target.dir), OsStr::new(ACL_DEFAULT)) {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::ENODATA | Errno::ENOTSUP) => Ok(None),
+            Err(errno) => Err(errno),
+        };
         if !known(&parent.default_acl, || Ok(read()?.is_some()))? {
             return Ok(mode & !umask);
         }

@@ -243,8 +243,10 @@ impl Window<'_> {
         let later = (version..=self.last).filter_map(of).filter(|_| file.upper).flat_map(|file| &file.mixes);
         let mut mixes: Vec<&[u8]> = file.mixes.iter().chain(later).map(|mix| mix.as_slice()).collect();
         mixes.dedup_by_key(|mix| (mix.as_ptr(), mix.len()));
+        // There a file that grows shows what was on the disk before, until it is synced.
+        let stale = crate::words("PLYFS_POWERCUT_MOUNT").contains("data=writeback");
         let known = |(at, byte): (usize, &u8)| {
-            mixes.iter().any(|mix| mix.get(at) == Some(byte)) || (*byte == 0 && at >= shortest)
+            mixes.iter().any(|mix| mix.get(at) == Some(byte)) || (at >= shortest && (*byte == 0 || stale))
         };
         let at = content.iter().enumerate().position(|byte| !known(byte))?;
         Some(format!(

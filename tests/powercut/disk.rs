@@ -124,7 +124,8 @@ impl Disk {
             Kind::Tmpfs => return Err("a tmpfs is on no disk".to_owned()),
         };
         let device = self.attach()?;
-        let made = run(Command::new(program).args(arguments).arg(&device));
+        let more = crate::words("PLYFS_POWERCUT_MKFS");
+        let made = run(Command::new(program).args(arguments).args(more.split_whitespace()).arg(&device));
         run(Command::new("losetup").arg("-d").arg(&device))?;
         made.map(drop)
     }
@@ -132,7 +133,8 @@ impl Disk {
     /// Mounts it at `point`.
     pub fn mount(&self, kind: Kind, point: &Path) -> Result<Volume, String> {
         let device = self.attach()?;
-        let mounted = mount(&device, point, kind.name(), MountFlags::NOATIME, None);
+        let options = CString::new(crate::words("PLYFS_POWERCUT_MOUNT")).unwrap();
+        let mounted = mount(&device, point, kind.name(), MountFlags::NOATIME, options.as_c_str());
         // The device lives as long as the mount.
         run(Command::new("losetup").arg("-d").arg(&device))?;
         mounted.map_err(|error| format!("{} does not mount: {error}", kind.name()))?;

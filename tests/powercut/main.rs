@@ -6,7 +6,7 @@
 //! last sync and the cut, with every copied-up file whole.
 //!
 //! `PLYFS_POWERCUT=3000` is for how many cuts of each kind (a few dozen if not given), `PLYFS_POWERCUT_SEED` for the first
-//! workload. Needs root, FUSE and loop devices.
+//! workload; `PLYFS_POWERCUT_MKFS`, `_MOUNT` (`data=writeback`) and `_UNION` (`,index=on`) are further options. Needs root, FUSE and loop devices.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -24,6 +24,11 @@ mod script;
 use common::backing::Kind;
 use common::mounts::Maker;
 use record::{Area, Subject};
+
+/// What a variable says, if anything.
+fn words(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_default()
+}
 
 /// Cuts of one workload.
 const PER_WORKLOAD: usize = 150;
@@ -67,7 +72,7 @@ fn holds(test: &str, subject: Subject, cuts: usize) {
 }
 
 fn plyfs(kind: Kind) -> Subject {
-    Subject { kind, maker: Maker::Plyfs, volatile: false, near: true }
+    Subject { kind, maker: Maker::Plyfs, volatile: false, near: true, extra: "" }
 }
 
 #[test]
@@ -78,6 +83,17 @@ fn a_power_cut_on_ext4_leaves_what_was_synced_and_whole_copies() {
 #[test]
 fn a_power_cut_on_xfs_leaves_what_was_synced_and_whole_copies() {
     holds("xfs", plyfs(Kind::Xfs), 24);
+}
+
+/// Data that comes later than its file, and is put into place in the upper.
+#[test]
+fn a_power_cut_leaves_what_was_synced_and_whole_copies_with_metacopy() {
+    holds("metacopy on ext4", Subject { extra: ",metacopy=on,redirect_dir=on", ..plyfs(Kind::Ext4) }, 12);
+}
+
+#[test]
+fn a_power_cut_on_btrfs_leaves_what_was_synced_and_whole_copies() {
+    holds("btrfs", plyfs(Kind::Btrfs), 24);
 }
 
 /// The control: what is asked is what the kernel gives.

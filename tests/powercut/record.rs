@@ -31,6 +31,8 @@ pub struct Subject {
     pub volatile: bool,
     /// Half of the lowers lies on the same disk, so that their extents can be shared.
     pub near: bool,
+    /// Further options of the union, with a leading comma.
+    pub extra: &'static str,
 }
 
 /// Where it happens.
@@ -77,8 +79,9 @@ impl Area {
         let mnt = self.at("mnt");
         let stack =
             Stack { lowers: vec![self.near(), self.at("far")], upper: mnt.join("upper"), work: mnt.join("work") };
-        let extra = if self.subject.volatile { ",volatile" } else { "" };
-        Mounted::new(self.subject.maker, &stack, &self.at("union"), extra)
+        let extra = if self.subject.volatile { ",volatile" } else { self.subject.extra };
+        let extra = format!("{extra}{}", crate::words("PLYFS_POWERCUT_UNION"));
+        Mounted::new(self.subject.maker, &stack, &self.at("union"), &extra)
     }
 
     /// Runs the workload that `seed` names and cuts the power `cuts` times. Returns what was found wrong.

@@ -157,10 +157,12 @@ impl Author {
                 steps.push(Op::Fsync(beside));
             }
             6 => {
-                let beside = tree
-                    .children(&dir)
-                    .into_iter()
-                    .find(|other| other != path && tree.file(other).is_some_and(|(_, file)| file.upper));
+                let taken =
+                    |op: &Op, other: &String| matches!(op, Op::Rename(path, _) | Op::Unlink(path) if path == other);
+                let stays = |other: &String| !steps.iter().any(|op| taken(op, other));
+                let beside = tree.children(&dir).into_iter().find(|other| {
+                    other != path && stays(other) && tree.file(other).is_some_and(|(_, file)| file.upper)
+                });
                 steps.extend(beside.map(Op::Fsync));
             }
             _ => {}

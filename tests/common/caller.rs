@@ -73,6 +73,14 @@ pub fn own_mounts() {
     }
 }
 
+/// Gives this thread, and the threads it starts, a table of descriptors of its own, with the first three only.
+pub fn own_descriptors() {
+    let (first, last, unshare): (u32, u32, u32) = (3, u32::MAX, libc::CLOSE_RANGE_UNSHARE);
+    // SAFETY: the thread owns no descriptor; the others keep theirs, in their table.
+    let r = unsafe { libc::syscall(libc::SYS_close_range, first, last, unshare) };
+    assert_eq!(r, 0, "{}", std::io::Error::last_os_error());
+}
+
 fn unshare_mounts() {
     use rustix::mount::{MountPropagationFlags, mount_change};
     // SAFETY: the thread gets mounts and a working directory of its own; it shares nothing else with others than before.

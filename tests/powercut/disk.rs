@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, Session, SessionACL, WriteFlags,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, LockOwner, OpenFlags, ReplyAttr,
+    ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, Session, SessionACL, WriteFlags,
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -84,25 +84,28 @@ pub struct State {
 pub struct Disk {
     file: PathBuf,
     state: Arc<Mutex<State>>,
-    server: Option<BackgroundSession>,
 }
 
 impl Disk {
     /// An empty one of `size` bytes at `file`, which it makes.
     pub fn new(file: &Path, size: u64) -> Result<Disk, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-        std::fs::File::create(file).map_err(|error| failed(&error))?;
-        let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
-        let fuse = fuse.map_err(|error| format!("/dev/fuse: {error}"))?;
-        // The root of the file system is the file itself.
-        let options = format!("fd={},rootmode=100000,user_id=0,group_id=0", fuse.as_raw_fd());
-        let options = CString::new(options).map_err(|error| failed(&error))?;
-        mount("disk", file, "fuse", MountFlags::empty(), options.as_c_str()).map_err(|error| failed(&error))?;
         let state = Arc::<Mutex<State>>::default();
-        let mut disk = Disk { file: file.to_owned(), state: state.clone(), server: None };
-        let session = Session::from_fd(Server { size, state }, fuse.into(), SessionACL::Owner, Config::default());
-        disk.server = Some(session.and_then(Session::spawn).map_err(|error| failed(&error))?);
-        Ok(disk)
+        let server = Server { size, state: state.clone() };
+        let (name, (ready, wait)) = (file.to_owned(), std::sync::mpsc::channel());
+        // With descriptors of its own: when the process is killed, nobody who waits for the disk keeps the connection open.
+        std::thread::spawn(move || {
+            crate::common::caller::own_descriptors();
+            match serve(server, &name) {
+                Ok(session) => {
+                    ready.send(Ok(())).unwrap();
+                    // Ends with an error when the file is gone.
+                    session.run().unwrap_or_default();
+                }
+                Err(error) => ready.send(Err(format!("{}: {error}", name.display()))).unwrap(),
+            }
+        });
+        wait.recv().map_err(|error| error.to_string())??;
+        Ok(Disk { file: file.to_owned(), state })
     }
 
     /// What it holds and was asked.
@@ -153,7 +156,6 @@ impl Drop for Disk {
         if let Err(error) = unmount(&self.file, UnmountFlags::DETACH) {
             eprintln!("{}: {error}", self.file.display());
         }
-        drop(self.server.take());
     }
 }
 
@@ -205,6 +207,16 @@ pub fn run(command: &mut Command) -> Result<String, String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(format!("{:?}: {}", command.get_program(), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// Mounts the file.
+fn serve(server: Server, file: &Path) -> std::io::Result<Session<Server>> {
+    std::fs::File::create(file)?;
+    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse")?;
+    // The root of the file system is the file itself.
+    let options = CString::new(format!("fd={},rootmode=100000,user_id=0,group_id=0", fuse.as_raw_fd()))?;
+    mount("disk", file, "fuse", MountFlags::empty(), options.as_c_str())?;
+    Session::from_fd(server, fuse.into(), SessionACL::Owner, Config::default())
 }
 
 /// Serves the file. It must never wait for a file system that lies on it.

@@ -92,11 +92,13 @@ impl Disk {
         let state = Arc::<Mutex<State>>::default();
         let server = Server { size, state: state.clone() };
         let (name, (ready, wait)) = (file.to_owned(), std::sync::mpsc::channel());
-        // With descriptors of its own: when the process is killed, nobody who waits for the disk keeps the connection open.
+        // When the process is killed, nobody who waits for the disk keeps the connection open, for the descriptors are this
+        // thread's; and this thread does not wait for the disk, for what is mounted on it is not among this thread's mounts.
         std::thread::spawn(move || {
             crate::common::caller::own_descriptors();
             match serve(server, &name) {
                 Ok(session) => {
+                    crate::common::caller::own_mounts();
                     ready.send(Ok(())).unwrap();
                     // Ends with an error when the file is gone.
                     session.run().unwrap_or_default();

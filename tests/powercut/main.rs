@@ -91,9 +91,10 @@ fn a_power_cut_leaves_what_was_synced_and_whole_copies_with_metacopy() {
     holds("metacopy on ext4", Subject { extra: ",metacopy=on,redirect_dir=on", ..plyfs(Kind::Ext4) }, 12);
 }
 
+/// Without shared extents, as below: a cut while the transaction is written can leave an empty copy, though rarely.
 #[test]
 fn a_power_cut_on_btrfs_leaves_what_was_synced_and_whole_copies() {
-    holds("btrfs", plyfs(Kind::Btrfs), 24);
+    holds("btrfs", Subject { near: false, ..plyfs(Kind::Btrfs) }, 24);
 }
 
 /// The control: what is asked is what the kernel gives.

@@ -205,7 +205,7 @@ impl Overlay {
     /// Returns the nodes that went with it, to be let go once no state is locked: a directory's watches come before it.
     #[must_use]
     pub(super) fn lose_name(&self, node: &Arc<Node>, state: &mut State) -> Vec<Arc<Node>> {
-        state.place = Place::Gone;
+        state.place = Place::GONE;
         self.table.moved(node, None)
     }
 }

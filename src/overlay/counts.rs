@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::node::{NodeId, Place};
+use super::node::{Nameless, NodeId, Place};
 use super::superblock::Overlay;
 
 /// What has happened since the union was opened.
@@ -64,8 +64,8 @@ impl Overlay {
         loop {
             let place = current.place();
             match place {
-                Place::Root => break,
-                Place::Gone => {
+                Place::Nowhere(Nameless::Root) => break,
+                Place::Nowhere(Nameless::Gone) => {
                     names.push("(removed)".to_owned());
                     break;
                 }

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::node::{LayerIndex, Node, Place, RealId, UPPER};
+use super::node::{LayerIndex, Nameless, Node, Place, RealId, UPPER};
 use super::superblock::Overlay;
 use super::table::Key;
 use super::watch::{Listener, Watcher};
@@ -157,7 +157,9 @@ impl Overlay {
         let Ok(fd) = self.dir_fd(node, layer) else { return };
         node.xattrs.forget();
         // The union itself removed it, or changed it last.
-        if layer == UPPER && (self.is_as_noted(node, At::Fd(fd.as_fd())) || matches!(node.place(), Place::Gone)) {
+        if layer == UPPER
+            && (self.is_as_noted(node, At::Fd(fd.as_fd())) || matches!(node.place(), Place::Nowhere(Nameless::Gone)))
+        {
             return;
         }
         self.foreign_changes.end();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::config::Fsync;
 use super::copy_up::Data;
-use super::node::{Node, NodeId, Place, State, UPPER};
+use super::node::{Nameless, Node, NodeId, Place, State, UPPER};
 use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
@@ -94,8 +94,10 @@ impl Overlay {
                 let dir = self.dir_fd(parent, state.layer)?;
                 sys::open(dir.as_fd(), name, flags, Mode::empty())
             }
-            Place::Gone => sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
-            Place::Root => Err(Errno::EISDIR),
+            Place::Nowhere(Nameless::Gone) => {
+                sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags)
+            }
+            Place::Nowhere(Nameless::Root) => Err(Errno::EISDIR),
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::config::Verity;
 use super::copy_up::Data;
-use super::node::{LayerIndex, LayerPath, Node, Place, UPPER};
+use super::node::{LayerIndex, LayerPath, Nameless, Node, Place, UPPER};
 use super::redirect::{There, Trail, Way};
 use super::resolve::Found;
 use super::superblock::Overlay;
@@ -334,8 +334,10 @@ impl Overlay {
                 let dir = self.dir_fd(parent, UPPER)?;
                 sys::open(dir.as_fd(), name, flags, Mode::empty())
             }
-            Place::Gone => sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags),
-            Place::Root => Err(Errno::EISDIR),
+            Place::Nowhere(Nameless::Gone) => {
+                sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags)
+            }
+            Place::Nowhere(Nameless::Root) => Err(Errno::EISDIR),
         }
     }
 }

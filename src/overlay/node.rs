@@ -130,12 +130,24 @@ impl Rare {
 /// Where a node's name is.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    /// The root of the union.
-    Root,
     /// A name in a directory.
     In { parent: Arc<Node>, name: Arc<OsStr> },
+    /// It has none.
+    Nowhere(Nameless),
+}
+
+/// Why an object has no name. Of its own, so that a [`Place`] takes no more room than a directory and a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nameless {
+    /// The root of the union.
+    Root,
     /// Its name was removed; `Exceptions::object` is the way to it.
     Gone,
+}
+
+impl Place {
+    pub const ROOT: Place = Place::Nowhere(Nameless::Root);
+    pub const GONE: Place = Place::Nowhere(Nameless::Gone);
 }
 
 /// Device and inode number of a real object.
@@ -279,7 +291,7 @@ impl Node {
     /// Whether it is a lower object whose name was removed.
     pub(super) fn is_nameless_lower(&self) -> bool {
         let state = self.state.read();
-        state.layer != UPPER && matches!(state.place, Place::Gone)
+        state.layer != UPPER && matches!(state.place, Place::Nowhere(Nameless::Gone))
     }
 
     /// Where its data lies, if the real object has attributes only.
@@ -296,7 +308,7 @@ impl Node {
     pub(super) fn named(&self) -> Option<(Arc<Node>, Arc<OsStr>)> {
         match &self.state.read().place {
             Place::In { parent, name } => Some((parent.clone(), name.clone())),
-            Place::Root | Place::Gone => None,
+            Place::Nowhere(_) => None,
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::config::RedirectDir;
-use super::node::{LayerIndex, LayerPath, LowerDir, Node, Place, UPPER};
+use super::node::{LayerIndex, LayerPath, LowerDir, Nameless, Node, Place, UPPER};
 use super::resolve::{Found, exists};
 use super::superblock::Overlay;
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
@@ -253,11 +253,11 @@ impl Overlay {
                 return Some(home.chain(names.into_iter().rev()).collect());
             }
             let parent = match current.place() {
-                Place::Root => {
+                Place::Nowhere(Nameless::Root) => {
                     names.reverse();
                     return Some(names);
                 }
-                Place::Gone => return None,
+                Place::Nowhere(Nameless::Gone) => return None,
                 Place::In { parent, name } => {
                     names.push(name.as_ref().to_owned());
                     parent

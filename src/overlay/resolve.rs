@@ -356,7 +356,7 @@ impl Overlay {
         let real = RealId::of(&stat);
         let number =
             self.numbers.persistent(&self.layers, stat.dev, stat.ino).unwrap_or_else(|| self.numbers.made_up());
-        let make = |id| Node::new(id, stat.kind(), number, Place::Gone, UPPER, real);
+        let make = |id| Node::new(id, stat.kind(), number, Place::GONE, UPPER, real);
         let node = match self.table.intern(Key::Real(real), &self.root, |_| false, make) {
             Interned::New(node) | Interned::Known(node) => node,
         };

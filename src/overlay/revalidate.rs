@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::node::{Node, Place, RealId, UPPER};
+use super::node::{Nameless, Node, Place, RealId, UPPER};
 use super::resolve::{Found, From};
 use super::superblock::Overlay;
 use super::watch::Listener;
@@ -22,7 +22,7 @@ impl Overlay {
         let mut gone = Vec::new();
         {
             let mut state = node.state.write();
-            if !state.place.is(parent, name) && !matches!(state.place, Place::Root) {
+            if !state.place.is(parent, name) && !matches!(state.place, Place::Nowhere(Nameless::Root)) {
                 state.place = Place::In { parent: parent.clone(), name: name.clone() };
                 drop(state.rare.take_object());
                 node.xattrs.forget();

@@ -172,7 +172,7 @@ fn root_node(layers: &Layers, numbers: &InodeNumbers) -> crate::errno::Result<Ar
     let stat = sys::stat(At::Fd(top.root.as_fd()))?;
     let below = sys::stat(At::Fd(topmost_lower.root.as_fd()))?;
     let ino = numbers.persistent(layers, below.dev, below.ino).unwrap_or_else(|| numbers.made_up());
-    Ok(Arc::new(Node::new(ROOT_ID, Kind::Dir, ino, Place::Root, layer, RealId::of(&stat))))
+    Ok(Arc::new(Node::new(ROOT_ID, Kind::Dir, ino, Place::ROOT, layer, RealId::of(&stat))))
 }
 
 fn default_namespace(wanted: XattrNamespace) -> Namespace {

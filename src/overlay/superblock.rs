@@ -14,7 +14,7 @@ use super::idmap::Ids;
 use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
-use super::node::{LayerIndex, Node, NodeId, Place, RealId, UPPER};
+use super::node::{LayerIndex, Nameless, Node, NodeId, Place, RealId, UPPER};
 use super::order::RwLock;
 use super::readdir::Listings;
 use super::sync::Uncommitted;
@@ -245,8 +245,8 @@ impl Overlay {
             }
             let state = current.state.read();
             let parent = match &state.place {
-                Place::Root => break self.layers.get(layer).ok_or(Errno::ESTALE)?.root.clone(),
-                Place::Gone => break state.rare.object.clone().ok_or(Errno::ESTALE)?,
+                Place::Nowhere(Nameless::Root) => break self.layers.get(layer).ok_or(Errno::ESTALE)?.root.clone(),
+                Place::Nowhere(Nameless::Gone) => break state.rare.object.clone().ok_or(Errno::ESTALE)?,
                 Place::In { parent, name } => {
                     if let Some((home, ino)) = current.home_and_number(layer) {
                         break Arc::new(self.open_home(layer, &home, ino)?);
@@ -270,7 +270,10 @@ impl Overlay {
         if node.kind == Kind::Dir {
             let (layer, object) = {
                 let state = node.state.read();
-                (state.layer, matches!(state.place, Place::Gone).then(|| state.rare.object.clone()).flatten())
+                (
+                    state.layer,
+                    matches!(state.place, Place::Nowhere(Nameless::Gone)).then(|| state.rare.object.clone()).flatten(),
+                )
             };
             let fd = match object {
                 Some(fd) => fd,
@@ -287,8 +290,10 @@ impl Overlay {
                 let dir = self.dir_fd(parent, state.layer)?;
                 f(At::Name(dir.as_fd(), name), state.layer)
             }
-            Place::Gone => f(At::Fd(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd()), state.layer),
-            Place::Root => Err(Errno::ESTALE),
+            Place::Nowhere(Nameless::Gone) => {
+                f(At::Fd(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd()), state.layer)
+            }
+            Place::Nowhere(Nameless::Root) => Err(Errno::ESTALE),
         }
     }
 
@@ -317,7 +322,7 @@ impl Overlay {
         self.show_ids(&mut stat);
         if stat.kind() != Kind::Dir {
             let state = node.state.read();
-            if state.layer != UPPER && matches!(state.place, Place::Gone) {
+            if state.layer != UPPER && matches!(state.place, Place::Nowhere(Nameless::Gone)) {
                 // Its name is hidden by a whiteout; the lower layer keeps it.
                 stat.nlink = 0;
             }

@@ -32,7 +32,7 @@ pub use data::{
     CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, map_large_memory, pread, pwrite, seek, set_umask,
     sync_all, sync_data, syncfs, trim_memory, truncate, unlock,
 };
-pub use dents::{Dent, read_dir};
+pub use dents::{Dent, parse_entries, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle, random_uuid};
 pub use inotify::{Happening, Inotify, WatchId, is_readable, wait_for_events};
 pub use ioctl::{VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, open_backing, verity_digest};

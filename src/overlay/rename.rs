@@ -288,17 +288,42 @@ impl Overlay {
         Ok(())
     }
 
-    /// For file systems without `RENAME_WHITEOUT`: a whiteout is put under the new name, and the two change places.
+    /// For file systems without `RENAME_WHITEOUT`. Where nothing is replaced, a whiteout is put under the new name, where it
+    /// hides nothing, and the two change places. What is replaced must not go before its successor is there: then what
+    /// moves takes its place first, and the whiteout comes to the old name in a second step. Who is killed in between leaves
+    /// one name too many, and nothing is lost.
     fn move_without_rename_whiteout(&self, old: &End, new: &End) -> Result<()> {
+        let there = match sys::stat(new.at()) {
+            Ok(_) => true,
+            Err(Errno::ENOENT) => false,
+            Err(errno) => return Err(errno),
+        };
+        if new.node.is_none() && there {
+            // A whiteout.
+            return sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE);
+        }
         let temporary = self.work()?.temporary();
         sys::mknod(temporary.pair().0, temporary.name(), Kind::Char, 0, 0)?;
-        if sys::stat(new.at()).is_ok() {
-            // What is replaced leaves by way of the work directory, together with the temporary name.
-            sys::rename(temporary.pair(), new.pair(), RenameFlags::EXCHANGE)?;
-        } else {
+        if new.node.is_none() {
             sys::renamed(temporary.pair(), new.pair())?;
+            return sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE);
         }
-        sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)
+        let hidden = if there {
+            sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?;
+            // What is replaced leaves by way of the work directory, together with the temporary name.
+            sys::rename(temporary.pair(), old.pair(), RenameFlags::EXCHANGE)
+        } else {
+            sys::renamed(old.pair(), new.pair())?;
+            sys::renamed(temporary.pair(), old.pair())
+        };
+        if let Err(errno) = hidden {
+            match there {
+                true => sys::rename(old.pair(), new.pair(), RenameFlags::EXCHANGE)?,
+                false => sys::renamed(new.pair(), old.pair())?,
+            }
+            return Err(errno);
+        }
+        Ok(())
     }
 
     /// Does a rename on disk and tells the nodes where they are now, while nobody can look. A directory that is replaced

@@ -12,6 +12,16 @@ use plyfs::sys::{SetTime, Time};
 use crate::fixture::{Layers, Union, set_disk_xattr};
 use crate::vfs::{NOTHING, caller};
 
+/// What may show between the steps of an operation, besides the tree from before and the tree from after.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Between {
+    Nothing,
+    /// The same names; what is said of them may be of either.
+    Names,
+    /// All of the one tree or all of the other, and more: nothing is lost.
+    More,
+}
+
 /// An operation on layers of its own.
 pub struct Case {
     pub name: &'static str,
@@ -26,11 +36,11 @@ pub struct Case {
     pub invisible: bool,
     /// The directories above are copied up in it, too; else they have been before.
     pub parents: bool,
-    /// It takes more than one step on disk where the file system has no better; nothing may be lost between them.
-    pub may_be_between: bool,
+    /// It takes more than one step on disk where the file system has no better.
+    pub between: Between,
 }
 
-const fn case(name: &'static str, layers: fn() -> Layers, operation: fn(&Union, &dyn Fn()) -> Result<()>) -> Case {
+pub const fn case(name: &'static str, layers: fn() -> Layers, operation: fn(&Union, &dyn Fn()) -> Result<()>) -> Case {
     Case {
         name,
         layers,
@@ -39,39 +49,39 @@ const fn case(name: &'static str, layers: fn() -> Layers, operation: fn(&Union, 
         without: None,
         invisible: false,
         parents: false,
-        may_be_between: false,
+        between: Between::Nothing,
     }
 }
 
 impl Case {
-    const fn for_root(mut self) -> Case {
+    pub const fn for_root(mut self) -> Case {
         self.root_only = true;
         self
     }
 
-    const fn without_rename_whiteout(mut self) -> Case {
+    pub const fn without_rename_whiteout(mut self) -> Case {
         self.without = Some(("rename whiteout", Errno::EINVAL));
         self
     }
 
-    const fn invisible(mut self) -> Case {
+    pub const fn invisible(mut self) -> Case {
         self.invisible = true;
         self
     }
 
-    const fn with_parents(mut self) -> Case {
+    pub const fn with_parents(mut self) -> Case {
         self.parents = true;
         self
     }
 
-    const fn may_be_between(mut self) -> Case {
-        self.may_be_between = true;
+    pub const fn between(mut self, between: Between) -> Case {
+        self.between = between;
         self
     }
 }
 
 /// A lower with a bit of everything, all of it old, and nothing in the upper.
-fn lower() -> Layers {
+pub fn lower() -> Layers {
     let layers = Layers::of(&[
         "d/e/f = the text of a lower file\n d/e/g = another\n d/e/link -> f\n d/gone/in = 1\n empty/\n h = linked\n h2 == h",
         "d/below = 1\n empty2/\n d/e/f = hidden text\n d/e/only2 = two",
@@ -91,7 +101,7 @@ fn age(layers: &Layers, layer: usize, paths: &[&str]) {
 }
 
 /// The same with whiteouts, copies and directories of its own in the upper.
-fn upper() -> Layers {
+pub fn upper() -> Layers {
     lower().upper("!d/gone\n d/e/f = copy\n own/a = 1\n own/b = 2\n own/dir/x = 3\n vacant/\n !own/was\n !d/e/only2")
 }
 
@@ -128,70 +138,70 @@ fn suid() -> Layers {
 }
 
 /// Somebody who is not the server.
-fn other() -> Caller {
+pub fn other() -> Caller {
     Caller { uid: 1000, gid: 1000, pid: 1, umask: 0o022 }
 }
 
-fn done(u: &Union, made: Result<Entry>) -> Result<()> {
+pub fn done(u: &Union, made: Result<Entry>) -> Result<()> {
     made.map(|entry| {
         u.met(entry);
     })
 }
 
-fn place<'a>(u: &Union, path: &'a str) -> Result<(NodeId, &'a OsStr)> {
+pub fn place<'a>(u: &Union, path: &'a str) -> Result<(NodeId, &'a OsStr)> {
     let path = Path::new(path);
     Ok((u.at(path.parent().unwrap())?, path.file_name().unwrap()))
 }
 
-fn create(u: &Union, go: &dyn Fn(), who: &Caller, path: &str) -> Result<()> {
+pub fn create(u: &Union, go: &dyn Fn(), who: &Caller, path: &str) -> Result<()> {
     let (dir, name) = place(u, path)?;
     go();
     done(u, u.overlay.mknod(who, dir, name, libc::S_IFREG | 0o640, 0))
 }
 
-fn mkdir(u: &Union, go: &dyn Fn(), who: &Caller, path: &str) -> Result<()> {
+pub fn mkdir(u: &Union, go: &dyn Fn(), who: &Caller, path: &str) -> Result<()> {
     let (dir, name) = place(u, path)?;
     go();
     done(u, u.overlay.mkdir(who, dir, name, 0o755))
 }
 
-fn symlink(u: &Union, go: &dyn Fn(), who: &Caller, path: &str) -> Result<()> {
+pub fn symlink(u: &Union, go: &dyn Fn(), who: &Caller, path: &str) -> Result<()> {
     let (dir, name) = place(u, path)?;
     go();
     done(u, u.overlay.symlink(who, dir, name, OsStr::new("target")))
 }
 
-fn link(u: &Union, go: &dyn Fn(), old: &str, path: &str) -> Result<()> {
+pub fn link(u: &Union, go: &dyn Fn(), old: &str, path: &str) -> Result<()> {
     let (node, (dir, name)) = (u.at(old)?, place(u, path)?);
     go();
     done(u, u.overlay.link(&caller(), node, dir, name))
 }
 
-fn unlink(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
+pub fn unlink(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
     let (dir, name) = place(u, path)?;
     go();
     u.overlay.unlink(&caller(), dir, name)
 }
 
-fn rmdir(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
+pub fn rmdir(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
     let (dir, name) = place(u, path)?;
     go();
     u.overlay.rmdir(&caller(), dir, name)
 }
 
-fn rename(u: &Union, go: &dyn Fn(), old: &str, new: &str, how: Rename) -> Result<()> {
+pub fn rename(u: &Union, go: &dyn Fn(), old: &str, new: &str, how: Rename) -> Result<()> {
     let (from, to) = (place(u, old)?, place(u, new)?);
     go();
     u.overlay.rename(&caller(), from, to, how)
 }
 
-fn set(u: &Union, go: &dyn Fn(), path: &str, set: &SetAttr) -> Result<()> {
+pub fn set(u: &Union, go: &dyn Fn(), path: &str, set: &SetAttr) -> Result<()> {
     let node = u.at(path)?;
     go();
     u.overlay.setattr(&caller(), node, set).map(drop)
 }
 
-fn write(u: &Union, go: &dyn Fn(), path: &str, privileges: Privileges) -> Result<()> {
+pub fn write(u: &Union, go: &dyn Fn(), path: &str, privileges: Privileges) -> Result<()> {
     let node = u.at(path)?;
     go();
     u.overlay.write(node, 0, b"THE", privileges).map(|written| assert_eq!(written, 3))
@@ -260,7 +270,16 @@ pub const CASES: &[Case] = &[
         rename(u, go, "d/e/f", "own/a", Replace)
     })
     .without_rename_whiteout()
-    .may_be_between(),
+    .between(Between::More),
+    case("rename of a copy over a lower file without RENAME_WHITEOUT", upper, |u, go| {
+        rename(u, go, "d/e/f", "d/e/g", Replace)
+    })
+    .without_rename_whiteout()
+    .between(Between::More),
+    case("rename of a copy onto a whiteout without RENAME_WHITEOUT", upper, |u, go| {
+        rename(u, go, "d/e/f", "d/gone", Replace)
+    })
+    .without_rename_whiteout(),
     case("chmod of a lower file", lower, |u, go| set(u, go, "d/e/f", &SetAttr { mode: Some(0o600), ..NOTHING })),
     case("chmod of a lower directory", lower, |u, go| set(u, go, "d/e", &SetAttr { mode: Some(0o700), ..NOTHING })),
     case("chown of a lower file", suid, |u, go| {
@@ -289,7 +308,8 @@ pub const CASES: &[Case] = &[
     case("first write below lower directories", lower, |u, go| write(u, go, "d/e/f", Privileges::Keep)).with_parents(),
     case("first write to one of several links", lower, |u, go| write(u, go, "h", Privileges::Keep)),
     case("write to an upper file", upper, |u, go| write(u, go, "own/a", Privileges::Keep)),
-    case("first write to a suid file", suid, |u, go| write(u, go, "d/e/f", Privileges::Kill(other()))).may_be_between(),
+    case("first write to a suid file", suid, |u, go| write(u, go, "d/e/f", Privileges::Kill(other())))
+        .between(Between::Names),
     case("setxattr", lower, |u, go| {
         let node = u.at("d/e/f")?;
         go();

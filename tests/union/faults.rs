@@ -14,7 +14,8 @@ use plyfs::overlay::{Dirent, Entry, NodeId, Room, SetAttr};
 use plyfs::sys::faults::{self, Fault};
 use plyfs::sys::{self, Kind, SetTime};
 
-use crate::cases::{CASES, Case};
+use crate::cases::{self, Between, Case};
+use crate::cases_options;
 use crate::fixture::{Layers, Union};
 use crate::vfs::{NOTHING, caller};
 
@@ -37,6 +38,11 @@ struct Shown {
 }
 
 type Tree = BTreeMap<String, Shown>;
+
+/// Every case there is, always in this order.
+fn all() -> impl Iterator<Item = &'static Case> {
+    cases::CASES.iter().chain(cases_options::CASES)
+}
 
 fn add(u: &Union, dir: NodeId, prefix: &str, tree: &mut Tree) {
     let mut names = Vec::new();
@@ -135,7 +141,7 @@ fn fail(case: &Case, at: usize, errno: Errno, before: &Tree, after: &Tree) -> bo
         assert_eq!(difference(&live, after), "", "{}: done", place());
     } else {
         let first = difference(&live, before);
-        assert!(first.is_empty() || case.may_be_between, "{}: not done: {first}", place());
+        assert!(first.is_empty() || case.between == Between::Names, "{}: not done: {first}", place());
         assert_eq!(again(case, &u), Ok(()), "{}: and then again", place());
         assert_eq!(difference(&tree(&u), after), "", "{}: and then again", place());
     }
@@ -159,7 +165,13 @@ fn resume(case: &Case, u: Union, (at, call): (usize, Option<&str>), before: &Tre
     let found = tree(&u);
     let undone = found == *before && before != after;
     if found != *after && !undone {
-        let between = case.may_be_between && found.len() >= before.len().min(after.len());
+        let between = match case.between {
+            Between::Nothing => false,
+            Between::Names => found.keys().eq(before.keys()) || found.keys().eq(after.keys()),
+            Between::More => {
+                [before, after].iter().any(|tree| tree.iter().all(|(path, it)| found.get(path) == Some(it)))
+            }
+        };
         let (from_before, from_after) = (difference(&found, before), difference(&found, after));
         assert!(between, "{}:\nfrom before:\n{from_before}from after:\n{from_after}", place());
     }
@@ -174,7 +186,7 @@ fn resume(case: &Case, u: Union, (at, call): (usize, Option<&str>), before: &Tre
 
 /// Makes each call of one name fail in one case. There has to be one.
 pub fn at_each(case: &str, call: &str, errno: Errno) {
-    let case = CASES.iter().find(|known| known.name == case).unwrap();
+    let case = all().find(|known| known.name == case).unwrap();
     let (before, after, calls) = whole(case);
     let mut met = calls.iter().zip(1..).filter(|(name, _)| **name == call).peekable();
     assert!(met.peek().is_some(), "{} makes no call of {call}: {calls:?}", case.name);
@@ -197,10 +209,16 @@ fn everywhere(case: &Case) -> (usize, usize) {
             faults::disarm();
         }
     };
+    let with_options = cases_options::CASES.iter().any(|known| known.name == case.name);
     for at in 1..=calls.len() {
-        attempt(&|| die(case, at, &before, &after));
-        for (n, errno) in ERRORS.iter().enumerate() {
-            if all || (at + n).is_multiple_of(ERRORS.len()) {
+        // Most points of these are met without options, too: deaths and errors take turns.
+        let turn = if with_options { at / 2 } else { at };
+        let (may_die, may_fail) = (all || !with_options || at % 2 == 0, all || !with_options || at % 2 == 1);
+        if may_die {
+            attempt(&|| die(case, at, &before, &after));
+        }
+        for (n, errno) in ERRORS.iter().enumerate().filter(|_| may_fail) {
+            if all || (turn + n).is_multiple_of(ERRORS.len()) {
                 attempt(&|| fail(case, at, *errno, &before, &after));
             }
         }
@@ -214,7 +232,7 @@ fn everywhere(case: &Case) -> (usize, usize) {
 fn part(number: usize) {
     let (mut points, mut faults) = (0, 0);
     let mut wrong = Vec::new();
-    for case in CASES.iter().skip(number).step_by(PARTS) {
+    for case in all().skip(number).step_by(PARTS) {
         if case.root_only && !crate::support::is_root() {
             continue;
         }
@@ -261,7 +279,7 @@ fn a_killed_process_leaves_the_tree_before_or_after() {
         return be_killed(&victim);
     }
     let mut deaths = 0;
-    for (number, case) in CASES.iter().enumerate().filter(|(_, case)| KILLED.contains(&case.name)) {
+    for (number, case) in all().enumerate().filter(|(_, case)| KILLED.contains(&case.name)) {
         let (before, after, calls) = whole(case);
         for at in 1..=calls.len() {
             let layers = open(case).close();
@@ -290,7 +308,7 @@ const KILLED: [&str; 5] = [
 
 fn be_killed(victim: &str) {
     let mut words = victim.splitn(3, ' ');
-    let case = &CASES[words.next().unwrap().parse::<usize>().unwrap()];
+    let case = all().nth(words.next().unwrap().parse().unwrap()).unwrap();
     let at = words.next().unwrap().parse().unwrap();
     let layers = Layers::at(std::path::Path::new(words.next().unwrap()));
     let u = layers.open();

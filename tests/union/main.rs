@@ -9,6 +9,8 @@
 mod attr;
 #[cfg(debug_assertions)]
 mod cases;
+#[cfg(debug_assertions)]
+mod cases_options;
 mod concurrency;
 mod copy_up;
 mod create;

@@ -7,10 +7,11 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::listing::Appetite;
 use super::passthrough::Passthrough;
-use super::wire::{self, Header, Reader, Writer, dirent_size, opcode};
+use super::wire::{self, Header, Reader, Writer, opcode};
 use crate::errno::{Errno, Result};
-use crate::overlay::{Caller, Entry, Lasting, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
+use crate::overlay::{Caller, Entry, Lasting, NodeId, Overlay, Privileges, Rename, SetAttr};
 use crate::sys::{self, SetTime, Time};
 
 /// For how long the kernel may believe what it was told.
@@ -29,11 +30,11 @@ impl Policy {
         Policy { vouched: lifetime, unvouched: lifetime }
     }
 
-    fn names(&self, lasting: Lasting) -> Duration {
+    pub(super) fn names(&self, lasting: Lasting) -> Duration {
         if lasting == Lasting::Neither { self.unvouched } else { self.vouched }
     }
 
-    fn attributes(&self, lasting: Lasting) -> Duration {
+    pub(super) fn attributes(&self, lasting: Lasting) -> Duration {
         match lasting {
             Lasting::Both => self.vouched,
             Lasting::Name | Lasting::Neither => self.unvouched,
@@ -65,9 +66,10 @@ pub enum Xattrs {
 #[derive(Debug)]
 pub struct Adapter {
     pub(super) overlay: Arc<Overlay>,
-    policy: Policy,
+    pub(super) policy: Policy,
     xattrs: Xattrs,
     long_setxattr: bool,
+    pub(super) appetite: Appetite,
     /// The open files, where the kernel may read and write the real ones itself.
     pub(super) passthrough: Option<Passthrough>,
 }
@@ -117,7 +119,14 @@ impl Adapter {
     /// An adapter for a union.
     #[must_use]
     pub fn new(overlay: Arc<Overlay>, policy: Policy) -> Adapter {
-        Adapter { overlay, policy, xattrs: Xattrs::All, long_setxattr: true, passthrough: None }
+        Adapter {
+            overlay,
+            policy,
+            xattrs: Xattrs::All,
+            long_setxattr: true,
+            appetite: Appetite::default(),
+            passthrough: None,
+        }
     }
 
     /// The same with fewer extended attributes.
@@ -200,7 +209,9 @@ impl Adapter {
     }
 
     fn lookup(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        match self.overlay.lookup(&caller(header, 0), header.node, body.name()?) {
+        let name = body.name()?;
+        self.appetite.looked_up(header.node, name);
+        match self.overlay.lookup(&caller(header, 0), header.node, name) {
             Ok(entry) => Ok(self.entry(&entry, buffers)),
             Err(Errno::ENOENT) => {
                 let lasting = self.overlay.absence_lasts(header.node);
@@ -337,46 +348,6 @@ impl Adapter {
         buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
         buffers.out.put_u32(0);
         Ok(Answer::Out)
-    }
-
-    fn readdir(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        let (_handle, cookie, size) = (body.u64()?, body.u64()?, body.u32()? as usize);
-        let Buffers { out, entered, .. } = buffers;
-        if header.opcode == opcode::READDIR {
-            self.overlay.readdir(header.node, cookie, &mut |dirent| {
-                if out.len() + dirent_size(dirent.name, false) > size {
-                    return Room::Full;
-                }
-                wire::put_dirent(out, dirent.name, dirent.ino, dirent.kind, dirent.cookie);
-                Room::Taken
-            })?;
-            return Ok(Answer::Out);
-        }
-        let policy = self.policy;
-        let used = std::cell::Cell::new(0);
-        let listed = self.overlay.readdirplus(
-            &caller(header, 0),
-            header.node,
-            cookie,
-            &mut |name| if used.get() + dirent_size(name, true) > size { Room::Full } else { Room::Taken },
-            &mut |dirent, entry| {
-                match entry {
-                    Some(entry) => {
-                        let (names, attributes) = (policy.names(entry.lasting), policy.attributes(entry.lasting));
-                        out.put_entry(entry.id, &entry.attr, names, attributes);
-                        entered.push(entry.id);
-                    }
-                    None => out.put_entry(0, &wire::no_attr(), Duration::ZERO, Duration::ZERO),
-                }
-                wire::put_dirent(out, dirent.name, dirent.ino, dirent.kind, dirent.cookie);
-                used.set(out.len());
-            },
-        );
-        match listed {
-            // What was looked up before the error is a reply of its own; the error comes again with the next request.
-            Err(errno) if out.is_empty() => Err(errno),
-            _ => Ok(Answer::Out),
-        }
     }
 
     fn statfs(&self, buffers: &mut Buffers) -> Result<Answer> {

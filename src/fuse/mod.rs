@@ -5,6 +5,7 @@ pub mod boundary;
 mod crew;
 mod follow;
 mod fusermount;
+mod listing;
 pub mod mount;
 pub mod notices;
 pub mod passthrough;

@@ -32,7 +32,6 @@ const MOST_SPARES: usize = 32;
 
 /// What is asked of the kernel beyond the defaults, where it can.
 const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_AUTO_INVAL_DATA)

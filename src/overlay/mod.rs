@@ -45,7 +45,7 @@ pub use config::{Config, SetupError};
 pub use counts::Held;
 pub use file::{Access, Privileges};
 pub use node::{NodeId, ROOT_ID};
-pub use readdir::{Dirent, Room};
+pub use readdir::{Dirent, Named, Room};
 pub use rename::Rename;
 pub use superblock::{Caller, Entry, Lasting, Overlay};
 pub use watch::Listener;

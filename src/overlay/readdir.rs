@@ -41,10 +41,23 @@ pub struct Dirent<'a> {
 /// Whether a reader wants more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// The entry was taken.
+    /// The entry was taken, or is to be given whole.
     Taken,
+    /// The name alone is wanted.
+    Name,
     /// The entry did not fit.
     Full,
+}
+
+/// A name that is about to be listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    /// The name.
+    pub name: &'a OsStr,
+    /// What it was when the listing was made.
+    pub kind: Kind,
+    /// How many names are left, this one included.
+    pub left: usize,
 }
 
 #[derive(Debug)]
@@ -57,6 +70,9 @@ struct ListedName {
     ino: u64,
     kind: Kind,
 }
+
+/// What is done with the names of a directory, one after the other, and with how many are left at each.
+type EachName<'a> = dyn FnMut(&Arc<Node>, &ListedName, usize) -> Result<Room> + 'a;
 
 /// All visible names of a directory.
 #[derive(Debug)]
@@ -101,32 +117,39 @@ impl Listings {
 impl Overlay {
     /// Lists a directory from a cookie on (0 for the start), `.` and `..` first, until `each` is full.
     pub fn readdir(&self, id: NodeId, cookie: u64, each: &mut dyn FnMut(&Dirent<'_>) -> Room) -> Result<()> {
-        self.list(id, cookie, &mut |parent, listed| {
+        self.list(id, cookie, &mut |parent, listed, _left| {
             let Some(ino) = self.listed_number(parent, listed)? else { return Ok(Room::Taken) };
             let kind = self.listed_kind(parent, listed)?;
             Ok(each(&Dirent { name: &listed.name, ino, kind, cookie: listed.cookie }))
         })
     }
 
-    /// The same with a lookup of every name but `.` and `..`, which have no entry. `room` is asked before each lookup; an
-    /// entry that `each` gets counts as a lookup.
+    /// The same with a lookup of every name but `.` and `..`, which have no entry. `room` is asked before each lookup, and may
+    /// want the name alone; an entry that `each` gets counts as a lookup.
     pub fn readdirplus(
         &self,
         _caller: &Caller,
         id: NodeId,
         cookie: u64,
-        room: &mut dyn FnMut(&OsStr) -> Room,
+        room: &mut dyn FnMut(&Named<'_>) -> Room,
         each: &mut dyn FnMut(&Dirent<'_>, Option<&Entry>),
     ) -> Result<()> {
         let state = std::cell::RefCell::new((room, each));
-        self.list(id, cookie, &mut |parent, listed| {
+        self.list(id, cookie, &mut |parent, listed, left| {
             let (room, each) = &mut *state.borrow_mut();
-            if room(&listed.name) == Room::Full {
+            let wanted = room(&Named { name: &listed.name, kind: listed.kind, left });
+            if wanted == Room::Full {
                 return Ok(Room::Full);
             }
             let dirent = |ino| Dirent { name: &listed.name, ino, kind: listed.kind, cookie: listed.cookie };
             if listed.cookie < FIRST_COOKIE {
                 each(&dirent(listed.ino), None);
+                return Ok(Room::Taken);
+            }
+            if wanted == Room::Name {
+                if let Some(ino) = self.listed_number(parent, listed)? {
+                    each(&Dirent { kind: self.listed_kind(parent, listed)?, ..dirent(ino) }, None);
+                }
                 return Ok(Room::Taken);
             }
             match self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
@@ -145,19 +168,14 @@ impl Overlay {
     }
 
     /// Calls `each` for the names after a cookie, until it is full. The names cannot change meanwhile.
-    fn list(
-        &self,
-        id: NodeId,
-        cookie: u64,
-        each: &mut dyn FnMut(&Arc<Node>, &ListedName) -> Result<Room>,
-    ) -> Result<()> {
+    fn list(&self, id: NodeId, cookie: u64, each: &mut EachName<'_>) -> Result<()> {
         let node = self.node(id)?;
         let parent_ino = node.named().map_or(node.ino(), |(parent, _)| parent.ino());
         let _names = self.names(&node)?.read();
         for (cookie_of, name, ino) in [(1, ".", node.ino()), (2, "..", parent_ino)] {
             if cookie < cookie_of {
                 let dots = ListedName { cookie: cookie_of, name: name.into(), layer: UPPER, ino, kind: Kind::Dir };
-                if each(&node, &dots)? == Room::Full {
+                if each(&node, &dots, 0)? == Room::Full {
                     return Ok(());
                 }
             }
@@ -173,8 +191,9 @@ impl Overlay {
             }
         };
         let start = listing.0.partition_point(|listed| listed.cookie <= cookie);
-        for listed in listing.0.get(start..).unwrap_or_default() {
-            if each(&node, listed)? == Room::Full {
+        let rest = listing.0.get(start..).unwrap_or_default();
+        for (listed, left) in rest.iter().zip((1..=rest.len()).rev()) {
+            if each(&node, listed, left)? == Room::Full {
                 return Ok(());
             }
         }

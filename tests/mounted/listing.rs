@@ -105,3 +105,36 @@ fn link_counts_of_directories_and_files() {
     assert_eq!(fs::metadata(union.merged("dir")).unwrap().nlink(), 1);
     assert_eq!(fs::metadata(union.merged("dir/a/x")).unwrap().nlink(), 1);
 }
+
+#[test]
+fn whoever_reads_a_directory_first_and_looks_then_sees_what_is_there() {
+    use std::os::unix::fs::{DirEntryExt, MetadataExt};
+    let layers = Layers::new(1);
+    for dir in 0..6 {
+        for file in 0..700 {
+            let path = layers.lower(format!("d{dir}/f{file}"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, vec![0; file]).unwrap();
+        }
+        fs::create_dir(layers.lower(format!("d{dir}/sub"))).unwrap();
+    }
+    let union = layers.mount();
+    for dir in 0..6 {
+        let dir = union.merged(format!("d{dir}"));
+        let entries: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap()).collect();
+        assert_eq!(entries.len(), 701);
+        for entry in entries {
+            let (stat, name) = (fs::symlink_metadata(entry.path()).unwrap(), entry.file_name());
+            assert_eq!((entry.ino(), entry.file_type().unwrap()), (stat.ino(), stat.file_type()), "{name:?}");
+            if let Some(number) = name.to_str().unwrap().strip_prefix('f') {
+                assert_eq!(stat.len().to_string(), number);
+            }
+        }
+        // What was listed a page at a time is changed and listed again.
+        fs::remove_file(dir.join("f3")).unwrap();
+        fs::write(dir.join("new"), "").unwrap();
+        let again = names(&dir);
+        assert_eq!(again.len(), 701);
+        assert!(again.contains(&"new".into()) && !again.contains(&"f3".into()));
+    }
+}

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use plyfs::errno::{Errno, Result};
-use plyfs::overlay::{Caller, Entry, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
+use plyfs::overlay::{Caller, Entry, Named, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
 use plyfs::sys::{Kind, SetTime, Stat};
 
 use crate::fixture::{Layers, Union, description, lines};
@@ -207,7 +207,7 @@ impl Union {
             .unwrap();
         let mut plus = Vec::new();
         let (mut room, mut each) = (
-            |_: &OsStr| Room::Taken,
+            |_: &Named<'_>| Room::Taken,
             |entry: &plyfs::overlay::Dirent<'_>, met: Option<&Entry>| {
                 if let Some(met) = met {
                     assert_eq!(met.attr.ino, entry.ino);

@@ -19,7 +19,7 @@ use super::resolve::Found;
 use super::superblock::Overlay;
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat, VerityDigest};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, SetTime, Stat, VerityDigest};
 
 /// Where the data of a file lies whose own object has none.
 #[derive(Debug)]
@@ -274,13 +274,38 @@ impl Overlay {
             Data::Cut { size, .. } => stat.size.min(size),
             Data::Later | Data::All => stat.size,
         };
+        if let Err(errno) = self.bring_data(&data, &to, &stat, bytes) {
+            // The mark is there still, so the data is the lower's: with the rest as it was, nothing is changed.
+            let back = sys::truncate(to.as_fd(), stat.size)
+                .and_then(|()| if sys::stat(at)?.mode == stat.mode { Ok(()) } else { sys::chmod(at, stat.mode) })
+                .and_then(|()| sys::set_times(at, SetTime::At(stat.atime), SetTime::At(stat.mtime)));
+            if let Err(errno) = back {
+                log::warn!("node {}: its data did not come, and its size did not come back: {errno}", node.id);
+            }
+            return Err(errno);
+        }
+        let mut state = node.state.write();
+        state.rare.set_data(None);
+        if !self.may_reopen(stat.mode) {
+            // Somebody may have it open for writing from before its mode changed.
+            state.rare.open = Some(Arc::new(to));
+        }
+        self.readers.remove(&node.id);
+        drop(state);
+        self.note_attributes(node);
+        Ok(())
+    }
+
+    /// Brings the first so many bytes of the data into an upper file, and takes its mark, last of all.
+    fn bring_data(&self, data: &LowerData, to: &OwnedFd, stat: &Stat, bytes: u64) -> Result<()> {
+        let at = At::Fd(to.as_fd());
+        let capability = super::xattr::value(at, "security.capability")?;
         if bytes < stat.size {
             // While the mark is there: cut, and still whole.
             sys::truncate(to.as_fd(), bytes)?;
         }
-        let capability = super::xattr::value(at, "security.capability")?;
         if bytes > 0 {
-            let from = self.open_data(&data)?;
+            let from = self.open_data(data)?;
             let whole = sys::stat(At::Fd(from.as_fd()))?.size;
             let effort = sys::copy_data(from.as_fd(), to.as_fd(), bytes, whole)?;
             // What was cloned can be longer than what the attributes say.
@@ -294,19 +319,9 @@ impl Overlay {
             sys::chmod(at, stat.mode)?;
         }
         match self.remove_mark(at, Mark::Metacopy) {
-            Ok(()) | Err(Errno::ENODATA) => {}
-            Err(errno) => return Err(errno),
+            Ok(()) | Err(Errno::ENODATA) => Ok(()),
+            Err(errno) => Err(errno),
         }
-        let mut state = node.state.write();
-        state.rare.set_data(None);
-        if !self.may_reopen(stat.mode) {
-            // Somebody may have it open for writing from before its mode changed.
-            state.rare.open = Some(Arc::new(to));
-        }
-        self.readers.remove(&node.id);
-        drop(state);
-        self.note_attributes(node);
-        Ok(())
     }
 
     /// The upper file, open for reading and writing, whatever its mode says to a server that is not root.

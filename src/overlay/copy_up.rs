@@ -114,7 +114,10 @@ impl Overlay {
         };
         if indexed && self.own_mark(temporary.at(), Mark::Origin)?.is_some_and(|origin| !origin.is_empty()) {
             let published = self.publish_in_index(node, temporary, &stat, left)?;
-            self.link_copied(node, &parent, &name)?;
+            // By the index it shows already: an error would say that nothing was changed.
+            if let Err(errno) = self.link_copied(node, &parent, &name) {
+                log::info!("node {}: the copy is in the index, and has no name yet: {errno}", node.id);
+            }
             return Ok(published);
         }
         if !parent.in_upper() {

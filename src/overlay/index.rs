@@ -119,13 +119,25 @@ impl Overlay {
         })
     }
 
-    /// The union has so many names more or less that the upper's file system does not count.
-    fn shift_names(&self, at: At<'_>, by: i64) -> Result<()> {
+    /// Makes a name that the union has had all along one of the upper's, too. Meanwhile the names are counted from the lower's,
+    /// whose number does not change, so that the count is right whatever happens in between; the next mount sees to the rest.
+    /// Where the lower is not to be found (without privilege) a crash right after the link leaves one name too many counted.
+    fn link_counted<T>(&self, at: At<'_>, link: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut stat = sys::stat(at)?;
-        let real = i64::from(stat.nlink);
         self.count_names(at, &mut stat, None)?;
-        let more = i64::from(stat.nlink) - real + by;
-        self.set_mark_in_place(at, Mark::Nlink, format!("U{more:+}").as_bytes())
+        let union = i64::from(stat.nlink);
+        if let Some(lower) = self.names_of_origin(at) {
+            let more = union - i64::from(lower);
+            self.set_mark_in_place(at, Mark::Nlink, format!("L{more:+}").as_bytes())?;
+        }
+        let linked = link();
+        let settle = || {
+            let more = union - i64::from(sys::stat(at)?.nlink);
+            self.set_mark_in_place(at, Mark::Nlink, format!("U{more:+}").as_bytes())
+        };
+        // The name is there, and an error would say that it is not: what failed once is asked again.
+        settle().or_else(|_| settle())?;
+        linked
     }
 
     /// Publishes the copy of a lower file with several names in the index, for all of them.
@@ -177,12 +189,12 @@ impl Overlay {
         let dir = self.dir_fd(parent, UPPER)?;
         self.set_impure(parent, parent_dir)?;
         let before = sys::stat(At::Fd(dir.as_fd()))?;
-        match self.in_writable(dir.as_fd(), || sys::link(index.at(&entry), dir.as_fd(), name)) {
+        let link = || self.in_writable(dir.as_fd(), || sys::link(index.at(&entry), dir.as_fd(), name));
+        match self.link_counted(index.at(&entry), link) {
             // By whoever moved it here.
             Err(Errno::EEXIST) => return Ok(()),
             result => result?,
         }
-        self.shift_names(index.at(&entry), -1)?;
         let restored = sys::set_times(At::Fd(dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
         if let Err(errno) = restored {
             log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
@@ -200,9 +212,7 @@ impl Overlay {
         if let Some(dir) = &parent.dir {
             self.set_impure(parent, dir)?;
         }
-        // First what counts one name less than there is: after a crash in between nothing is taken for nameless.
-        sys::link(index.at(&entry), dir.as_fd(), name)?;
-        self.shift_names(index.at(&entry), -1)
+        self.link_counted(index.at(&entry), || sys::link(index.at(&entry), dir.as_fd(), name))
     }
 
     /// A lower file with several names is copied up before one of them goes: its copy has the count.
@@ -295,6 +305,10 @@ impl Overlay {
             if counted.nlink == 0 || gone {
                 log::info!("index: {} is of no name any more", name.display());
                 sys::unlink(index.dir.as_fd(), &name)?;
+            } else if self.own_mark(at, Mark::Nlink)?.is_some_and(|mark| mark.first() == Some(&b'L')) {
+                // From the middle of a link: from here on names come and go, and the lower's number does not tell.
+                let more = i64::from(counted.nlink) - i64::from(stat.nlink);
+                self.set_mark(at, Mark::Nlink, format!("U{more:+}").as_bytes())?;
             }
         }
         Ok(())

@@ -28,6 +28,7 @@ need podman podman
 need crun crun
 need buildah buildah
 need umoci umoci
+need skopeo skopeo
 need fuse-overlayfs fuse-overlayfs
 need dpkg-deb dpkg
 need script bsdutils

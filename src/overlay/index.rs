@@ -119,6 +119,11 @@ impl Overlay {
         })
     }
 
+    /// The union has so many names more than the upper (`U`) or the lower (`L`) counts.
+    fn count_from(&self, at: At<'_>, side: char, more: i64) -> Result<()> {
+        self.set_mark_in_place(at, Mark::Nlink, format!("{side}{more:+}").as_bytes())
+    }
+
     /// Makes a name that the union has had all along one of the upper's, too. Meanwhile the names are counted from the lower's,
     /// whose number does not change, so that the count is right whatever happens in between; the next mount sees to the rest.
     /// Where the lower is not to be found (without privilege) a crash right after the link leaves one name too many counted.
@@ -127,14 +132,10 @@ impl Overlay {
         self.count_names(at, &mut stat, None)?;
         let union = i64::from(stat.nlink);
         if let Some(lower) = self.names_of_origin(at) {
-            let more = union - i64::from(lower);
-            self.set_mark_in_place(at, Mark::Nlink, format!("L{more:+}").as_bytes())?;
+            self.count_from(at, 'L', union - i64::from(lower))?;
         }
         let linked = link();
-        let settle = || {
-            let more = union - i64::from(sys::stat(at)?.nlink);
-            self.set_mark_in_place(at, Mark::Nlink, format!("U{more:+}").as_bytes())
-        };
+        let settle = || self.count_from(at, 'U', union - i64::from(sys::stat(at)?.nlink));
         // The name is there, and an error would say that it is not: what failed once is asked again.
         settle().or_else(|_| settle())?;
         linked
@@ -152,8 +153,7 @@ impl Overlay {
         let origin = self.own_mark(temporary.at(), Mark::Origin)?.ok_or(Errno::EIO)?;
         let name = entry_name(&origin);
         // The index is a name, too.
-        let more = i64::from(lower.nlink) - 1;
-        self.set_mark_in_place(temporary.at(), Mark::Nlink, format!("U{more:+}").as_bytes())?;
+        self.count_from(temporary.at(), 'U', i64::from(lower.nlink) - 1)?;
         let real = RealId::of(&sys::stat(temporary.at())?);
         let mut state = node.state.write();
         match sys::rename(temporary.pair(), (index.dir.as_fd(), &name), RenameFlags::NOREPLACE) {
@@ -307,8 +307,7 @@ impl Overlay {
                 sys::unlink(index.dir.as_fd(), &name)?;
             } else if self.own_mark(at, Mark::Nlink)?.is_some_and(|mark| mark.first() == Some(&b'L')) {
                 // From the middle of a link: from here on names come and go, and the lower's number does not tell.
-                let more = i64::from(counted.nlink) - i64::from(stat.nlink);
-                self.set_mark(at, Mark::Nlink, format!("U{more:+}").as_bytes())?;
+                self.count_from(at, 'U', i64::from(counted.nlink) - i64::from(stat.nlink))?;
             }
         }
         Ok(())

@@ -83,7 +83,8 @@ impl Overlay {
         Ok(fd)
     }
 
-    fn open_real(&self, state: &State, flags: OFlags) -> Result<OwnedFd> {
+    /// The real object that has the attributes.
+    pub(super) fn open_real(&self, state: &State, flags: OFlags) -> Result<OwnedFd> {
         // A fifo would wait for its other end.
         let flags = flags | OFlags::NONBLOCK;
         if let (Some(entry), Some(index)) = (&state.rare.index, &self.index) {

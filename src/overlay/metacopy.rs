@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::config::Verity;
 use super::copy_up::Data;
-use super::node::{LayerIndex, LayerPath, Nameless, Node, Place, UPPER};
+use super::node::{LayerIndex, LayerPath, Node, UPPER};
 use super::redirect::{There, Trail, Way};
 use super::resolve::Found;
 use super::superblock::Overlay;
@@ -338,21 +338,7 @@ impl Overlay {
     }
 
     /// The upper file itself, also of one that has no data.
-    pub(super) fn open_upper(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
-        let flags = flags | OFlags::NONBLOCK;
-        let state = node.state.read();
-        if let (Some(entry), Some(index)) = (&state.rare.index, &self.index) {
-            return sys::open(index.dir.as_fd(), entry, flags, Mode::empty());
-        }
-        match &state.place {
-            Place::In { parent, name } => {
-                let dir = self.dir_fd(parent, UPPER)?;
-                sys::open(dir.as_fd(), name, flags, Mode::empty())
-            }
-            Place::Nowhere(Nameless::Gone) => {
-                sys::reopen(state.rare.object.as_ref().ok_or(Errno::ESTALE)?.as_fd(), flags)
-            }
-            Place::Nowhere(Nameless::Root) => Err(Errno::EISDIR),
-        }
+    pub(super) fn open_upper(&self, node: &Node, flags: OFlags) -> Result<OwnedFd> {
+        self.open_real(&node.state.read(), flags)
     }
 }

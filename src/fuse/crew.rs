@@ -97,7 +97,6 @@ const NONE: u64 = 0;
 
 #[derive(Debug)]
 struct State {
-    riding: bool,
     /// How many rides there were.
     number: u64,
     ended: bool,
@@ -114,7 +113,7 @@ struct State {
 /// The threads of a mount, and who of them reads.
 #[derive(Debug)]
 pub(super) struct Crew {
-    /// The number of the ride, for a look without the lock.
+    /// The number of the ride. Changes under the lock; may be looked at without.
     riding: AtomicU64,
     state: Mutex<State>,
     regular: Condvar,
@@ -141,7 +140,6 @@ impl Crew {
     pub(super) fn new(regulars: usize, rides: bool) -> Crew {
         let now = Instant::now();
         let state = State {
-            riding: false,
             number: NONE,
             ended: false,
             parked: 0,
@@ -173,6 +171,11 @@ impl Crew {
         self.rides
     }
 
+    /// The number of the ride, or [`NONE`].
+    fn ride(&self) -> u64 {
+        self.riding.load(Ordering::Relaxed)
+    }
+
     /// The calling thread is the rider.
     pub(super) fn enlist(&self) {
         self.thread.store(cpu::this_thread(), Ordering::Relaxed);
@@ -180,7 +183,7 @@ impl Crew {
 
     /// A regular thread's turn; waits while there is a ride.
     pub(super) fn turn(&self) -> Turn {
-        if self.riding.load(Ordering::Relaxed) == NONE {
+        if self.ride() == NONE {
             return Turn::Read;
         }
         let mut state = self.state.lock();
@@ -191,7 +194,7 @@ impl Crew {
             if state.ended {
                 return Turn::End;
             }
-            if !state.riding {
+            if self.ride() == NONE {
                 return Turn::Read;
             }
             state.parked += 1;
@@ -213,7 +216,7 @@ impl Crew {
     pub(super) fn end_read(&self) {
         self.taken.fetch_add(1, Ordering::Relaxed);
         let last = self.reading.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last && self.riding.load(Ordering::Relaxed) == NONE && !self.watching.swap(true, Ordering::SeqCst) {
+        if last && self.ride() == NONE && !self.watching.swap(true, Ordering::SeqCst) {
             self.state.lock().short = true;
             self.lookout.notify_one();
         }
@@ -221,15 +224,15 @@ impl Crew {
 
     /// Waits until the rider may read; gives the number of the ride, and none when all is over.
     pub(super) fn await_ride(&self) -> Option<u64> {
-        let number = self.riding.load(Ordering::Relaxed);
-        if number != NONE {
-            return Some(number);
+        let mut number = self.ride();
+        if number == NONE {
+            let mut state = self.state.lock();
+            while self.ride() == NONE && !state.ended {
+                self.rider.wait(&mut state);
+            }
+            number = self.ride();
         }
-        let mut state = self.state.lock();
-        while !state.riding && !state.ended {
-            self.rider.wait(&mut state);
-        }
-        (!state.ended).then_some(state.number)
+        (number != NONE).then_some(number)
     }
 
     /// For whom the rider reads.
@@ -239,15 +242,15 @@ impl Crew {
 
     /// This caller has had the union for itself for a while.
     pub(super) fn offer(&self, caller: u32) {
-        if self.thread.load(Ordering::Relaxed) == 0 || self.riding.load(Ordering::Relaxed) != NONE {
+        if self.thread.load(Ordering::Relaxed) == 0 || self.ride() != NONE {
             return;
         }
         let now = Instant::now();
         let mut state = self.state.lock();
-        if state.riding || state.ended || now < state.not_before {
+        if self.ride() != NONE || state.ended || now < state.not_before {
             return;
         }
-        (state.riding, state.began, state.number) = (true, now, state.number + 1);
+        (state.began, state.number) = (now, state.number + 1);
         self.caller.store(caller, Ordering::Relaxed);
         self.riding.store(state.number, Ordering::Relaxed);
         self.rider.notify_one();
@@ -273,7 +276,7 @@ impl Crew {
     }
 
     fn end(&self, state: &mut State, reason: Reason) {
-        if !state.riding {
+        if self.ride() == NONE {
             return;
         }
         let now = Instant::now();
@@ -285,7 +288,6 @@ impl Crew {
             _ => (state.pause * 2).min(LONGEST_PAUSE),
         };
         state.not_before = now + state.pause;
-        state.riding = false;
         self.riding.store(NONE, Ordering::Relaxed);
         self.regular.notify_all();
         log::debug!("a ride of {lasted:?} ends: {reason:?}; no other for {:?}", state.pause);
@@ -295,7 +297,7 @@ impl Crew {
     /// are not wait for a request already.
     pub(super) fn hand_over(&self, message: &[u8], device: &Arc<OwnedFd>) -> bool {
         let mut state = self.state.lock();
-        let waiting = state.riding && state.parked > state.handed.len();
+        let waiting = self.ride() != NONE && state.parked > state.handed.len();
         if waiting {
             state.handed.push_back(Handed { message: message.to_vec(), device: device.clone() });
         }
@@ -306,7 +308,7 @@ impl Crew {
     /// The mount is gone: all threads end.
     pub(super) fn dismiss(&self) {
         let mut state = self.state.lock();
-        (state.ended, state.riding) = (true, false);
+        state.ended = true;
         self.riding.store(NONE, Ordering::Relaxed);
         self.regular.notify_all();
         self.rider.notify_all();
@@ -323,12 +325,6 @@ mod tests {
 
     const CALLER: u32 = 1000;
 
-    impl Crew {
-        fn rides_now(&self) -> bool {
-            self.riding.load(Ordering::Relaxed) != NONE
-        }
-    }
-
     fn device() -> Arc<OwnedFd> {
         Arc::new(std::fs::File::open("/dev/null").unwrap().as_fd().try_clone_to_owned().unwrap())
     }
@@ -338,7 +334,7 @@ mod tests {
         let crew = Crew::new(1, true);
         crew.enlist();
         crew.offer(CALLER);
-        assert!(crew.rides_now());
+        assert_ne!(crew.ride(), NONE);
         crew
     }
 
@@ -384,7 +380,7 @@ mod tests {
             lookout.join().unwrap();
             assert_eq!(crew.await_ride(), None);
             crew.offer(CALLER);
-            assert!(!crew.rides_now());
+            assert_eq!(crew.ride(), NONE);
         });
     }
 
@@ -392,7 +388,7 @@ mod tests {
     fn a_request_is_handed_to_a_thread_that_waits_and_to_no_other() {
         let (crew, device) = (riding(), device());
         assert!(!crew.hand_over(b"request", &device), "nobody waits");
-        assert!(!crew.rides_now(), "and yet others read now");
+        assert_eq!(crew.ride(), NONE, "and yet others read now");
         let crew = riding();
         thread::scope(|scope| {
             let regular = scope.spawn(|| crew.turn());
@@ -441,7 +437,7 @@ mod tests {
             crew.end_ride(Reason::Crowd);
             crew.offer(CALLER);
             let mut state = crew.state.lock();
-            assert!(!state.riding && state.pause > pause, "{state:?}");
+            assert!(crew.ride() == NONE && state.pause > pause, "{state:?}");
             pause = state.pause;
             state.not_before = Instant::now();
             drop(state);
@@ -457,7 +453,7 @@ mod tests {
         let crew = riding();
         thread::scope(|scope| {
             let lookout = scope.spawn(|| crew.look_out(|| false, || {}));
-            wait_for(|| !crew.rides_now());
+            wait_for(|| crew.ride() == NONE);
             crew.dismiss();
             lookout.join().unwrap();
         });

@@ -12,12 +12,19 @@ const TICK: Duration = Duration::from_millis(10);
 /// After how many ticks in a row with nothing to look at it rests.
 const QUIET_TICKS: u32 = 10;
 
+/// After how many ticks without a request a ride ends.
+const IDLE_TICKS: u32 = 4;
+
+/// How long the rider may have been kept from running within a tick, beyond the time that its caller ran. Twice in a row,
+/// for others may need the processor for a moment.
+const KEPT_WAITING: Duration = Duration::from_millis(3);
+
 impl Crew {
     /// The lookout's life. `waiting`: whether a request waits to be read; `relieve`: starts a spare thread.
     pub(in crate::fuse) fn look_out(&self, waiting: impl Fn() -> bool, relieve: impl Fn()) {
         loop {
             let mut state = self.state.lock();
-            while !state.riding && !state.short && !state.ended {
+            while self.ride() == NONE && !state.short && !state.ended {
                 self.lookout.wait(&mut state);
             }
             state.short = false;
@@ -37,8 +44,7 @@ impl Crew {
         loop {
             let mut state = self.state.lock();
             self.lookout.wait_for(&mut state, TICK);
-            let number = if state.riding { state.number } else { NONE };
-            let ended = state.ended;
+            let (number, ended) = (self.ride(), state.ended);
             drop(state);
             if ended {
                 return false;
@@ -80,21 +86,14 @@ impl Crew {
     }
 }
 
-/// After how many ticks without a request a ride ends.
-const IDLE_TICKS: u32 = 4;
-
-/// How long the rider may have been kept from running within a tick, beyond the time that its caller ran. Twice in a row,
-/// for others may need the processor for a moment.
-const KEPT_WAITING: Duration = Duration::from_millis(3);
-
 /// What the lookout sees at a tick.
 #[derive(Clone, Copy, Debug)]
 struct Sight {
-    pub progress: u64,
-    pub caller: u32,
-    pub rider: Option<Waited>,
-    pub ran: Option<Waited>,
-    pub waiting: bool,
+    progress: u64,
+    caller: u32,
+    rider: Option<Waited>,
+    ran: Option<Waited>,
+    waiting: bool,
 }
 
 /// What follows from what is seen.

@@ -45,9 +45,7 @@ impl Notices {
 fn expiry(parent: NodeId, name: &OsStr) -> Result<Vec<u8>> {
     let length = u32::try_from(name.len()).map_err(|_| Errno::ENAMETOOLONG)?;
     let mut message = Vec::with_capacity(32);
-    message.put_u32(length.checked_add(33).ok_or(Errno::ENAMETOOLONG)?);
-    message.put_u32(notify::INVAL_ENTRY);
-    message.put_u64(0);
+    message.put_out_header(length.checked_add(17).ok_or(Errno::ENAMETOOLONG)?, notify::INVAL_ENTRY, 0);
     message.put_u64(parent);
     message.put_u32(length);
     message.put_u32(notify::EXPIRE_ONLY);

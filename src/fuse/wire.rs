@@ -214,6 +214,13 @@ pub trait Writer {
     /// Appends 64 bits.
     fn put_u64(&mut self, value: u64);
 
+    /// Appends `fuse_out_header` for so many bytes that follow.
+    fn put_out_header(&mut self, length: u32, error: u32, unique: u64) {
+        self.put_u32(length.saturating_add(16));
+        self.put_u32(error);
+        self.put_u64(unique);
+    }
+
     /// Appends `fuse_attr`.
     fn put_attr(&mut self, attr: &Stat) {
         for value in [attr.ino, attr.size, attr.blocks] {

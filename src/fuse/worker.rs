@@ -190,9 +190,8 @@ impl<'a> Worker<'a> {
 /// Sends a reply in one write, as the protocol wants it.
 fn reply(device: BorrowedFd<'_>, unique: u64, error: i32, payload: &[u8]) -> Result<()> {
     let mut header = Vec::with_capacity(16);
-    header.put_u32(u32::try_from(16 + payload.len()).map_err(|_| Errno::EIO)?);
-    header.put_u32(error.cast_unsigned());
-    header.put_u64(unique);
+    let length = u32::try_from(payload.len()).map_err(|_| Errno::EIO)?;
+    header.put_out_header(length, error.cast_unsigned(), unique);
     let parts = [IoSlice::new(&header), IoSlice::new(payload)];
     let parts = if payload.is_empty() { parts.get(..1).unwrap_or_default() } else { &parts };
     rustix::io::retry_on_intr(|| rustix::io::writev(device, parts))?;

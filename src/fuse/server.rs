@@ -19,7 +19,7 @@ use super::follow::Follower;
 use super::passthrough::{self, Passthrough, Wish};
 use super::worker::Worker;
 use crate::errno::Errno;
-use crate::sys;
+use crate::sys::{self, process};
 
 /// The most data that one request or reply carries, in bytes.
 pub const MAX_DATA: u32 = 1 << 20;
@@ -172,7 +172,7 @@ impl Server {
                 let started = start(scope, "plyfs-spare", life);
                 log::debug!("a spare thread, for all others are kept by what they do: {started:?}");
             };
-            let look_out = move || crew.look_out(|| sys::is_readable(self.device.as_fd()), relieve);
+            let look_out = move || crew.look_out(|| process::is_readable(&*self.device), relieve);
             start(scope, "plyfs-lookout", look_out)?;
             worker(self.device.clone()).serve(Post::Regular);
             self.adapter.overlay().release();

@@ -94,11 +94,3 @@ pub fn wait_for_events(instances: &[&Inotify], longest: Duration) -> Result<()> 
         Err(errno) => Err(Errno::from(errno)),
     }
 }
-
-/// Whether a read of the descriptor would not wait.
-#[must_use]
-pub fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
-}

@@ -329,6 +329,14 @@ pub fn open_device(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// Whether a read of the descriptor would not wait.
+#[must_use]
+pub fn is_readable(descriptor: impl AsFd) -> bool {
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [rustix::event::PollFd::new(&descriptor, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
 /// The device number of a character device, (major, minor); `None` for everything else.
 ///
 /// # Errors

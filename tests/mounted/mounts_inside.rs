@@ -245,14 +245,13 @@ fn events_that_were_lost_cost_no_mount_and_no_name() {
     let inside = Inside::new(&union.root().join("source"), union.merged("dir/point"));
     assert_eq!(names(union.merged("dir")), ["gone", "point"]);
     assert!(!exists(union.merged("dir/new")) && names(union.merged("flood")).is_empty());
-    let server = rustix::process::Pid::from_raw(union.daemon().cast_signed()).unwrap();
-    rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+    let stopped = Stopped::new(union.daemon());
     for n in 0..queue {
         symlink("x", union.lower(format!("flood/{n}"))).unwrap();
     }
     fs::remove_file(union.lower("dir/gone")).unwrap();
     write(union.lower("dir/new"), "");
-    rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+    drop(stopped);
     assert!(eventually(LIMIT, || exists(union.merged("dir/new")) && !exists(union.merged("dir/gone"))));
     assert_eq!(names(union.merged("dir")), ["new", "point"]);
     sleep(SETTLED);

@@ -146,12 +146,11 @@ fn a_stopped_server_goes_on_where_it_was() {
     let layers = Layers::new(1);
     write(layers.lower("f"), "1");
     let union = layers.mount();
-    let daemon = union.daemon().to_string();
-    run("kill", &["-STOP", &daemon]);
+    let stopped = Stopped::new(union.daemon());
     let mut reader = Command::new("cat").arg(union.merged("f")).stdout(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     assert!(reader.try_wait().unwrap().is_none());
-    run("kill", &["-CONT", &daemon]);
+    drop(stopped);
     assert_eq!(reader.wait_with_output().unwrap().stdout, b"1");
     write(union.merged("g"), "2");
 }
@@ -199,15 +198,14 @@ fn more_events_than_a_queue_holds_lose_no_change() {
     let union = layers.mount();
     assert_eq!(names(union.merged("d")), ["seen"]);
     assert!(!exists(union.merged("d/last")));
-    let daemon = union.daemon().to_string();
-    run("kill", &["-STOP", &daemon]);
+    let stopped = Stopped::new(union.daemon());
     for n in 0..=most {
         fs::write(union.lower(format!("d/{}", n % 2)), "").unwrap();
         fs::remove_file(union.lower(format!("d/{}", n % 2))).unwrap();
     }
     fs::remove_file(union.lower("d/seen")).unwrap();
     write(union.lower("d/last"), "2");
-    run("kill", &["-CONT", &daemon]);
+    drop(stopped);
     let coherent = eventually(Duration::from_secs(5), || names(union.merged("d")) == ["last"]);
     assert!(coherent, "{:?}", names(union.merged("d")));
     assert!(!exists(union.merged("d/seen")) && exists(union.merged("d/last")));
@@ -300,23 +298,6 @@ fn sigusr1_reports_what_was_done_and_what_is_held() {
         [" errors ", " faults 0 ", " LOOKUP ", " WRITE 1", "; nodes ", " copy-ups 1 bytes 5 ", " watch budget "]
     {
         assert!(log.contains(expected), "{expected} in {log}");
-    }
-}
-
-/// A process that is stopped for as long as this lives.
-struct Stopped(rustix::process::Pid);
-
-impl Stopped {
-    fn new(pid: u32) -> Stopped {
-        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        Stopped(pid)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        rustix::process::kill_process(self.0, rustix::process::Signal::CONT).unwrap();
     }
 }
 

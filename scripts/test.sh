@@ -80,7 +80,7 @@ tests() {
     local status=0
     if cargo nextest --version >/dev/null 2>&1; then
         cargo test --quiet --doc || status=$?
-        cargo nextest run --no-fail-fast --status-level fail --final-status-level fail 2>&1 | tee "$scratch/log" || status=$?
+        cargo nextest run --no-fail-fast --status-level retry --final-status-level flaky 2>&1 | tee "$scratch/log" || status=$?
     else
         cargo test --no-fail-fast 2>&1 | tee "$scratch/log" || status=$?
     fi

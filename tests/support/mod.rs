@@ -308,7 +308,19 @@ impl Stopped {
     pub fn new(pid: u32) -> Stopped {
         let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        Stopped(pid)
+        let stopped = Stopped(pid);
+        // The signal is only sent then: a thread on another processor goes on until it sees it.
+        assert!(eventually(Duration::from_secs(10), || stopped.holds()), "{pid:?} does not stop");
+        stopped
+    }
+
+    fn holds(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.as_raw_nonzero())).unwrap();
+        tasks.flatten().all(|task| {
+            // A thread that has ended in between is as good as stopped.
+            let status = fs::read_to_string(task.path().join("stat"));
+            status.is_err() || status.is_ok_and(|text| text.rsplit(") ").next().unwrap().starts_with(['T', 'Z', 'X']))
+        })
     }
 }
 

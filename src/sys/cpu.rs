@@ -53,14 +53,55 @@ pub fn this_thread() -> u32 {
 
 /// Lets the calling thread run only where nobody else wants to (`SCHED_IDLE`, sched(7)). For a user there is no way back.
 ///
+/// Its place in the queues of disks stays what it was: the policy alone would put it behind everybody else there, too
+/// (`ioprio_set(2)`), where mq-deadline and bfq make each fsync wait for milliseconds.
+///
 /// # Errors
 /// `EPERM` where a filter of system calls forbids it.
 pub fn give_way() -> Result<()> {
+    let disk = DiskPriority::of_this_thread()?;
     let priority = libc::sched_param { sched_priority: 0 };
     // SAFETY: a valid structure; 0 is the calling thread.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) } {
         -1 => Err(io::Error::last_os_error().into()),
-        _ => Ok(()),
+        _ => disk.keep(),
+    }
+}
+
+/// A place in the queues of disks: class and level, as `ioprio_set(2)` takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DiskPriority(i32);
+
+impl DiskPriority {
+    /// The class is in the bits from here on.
+    const CLASS: u32 = 13;
+    const BEST_EFFORT: i32 = 2;
+    /// The calling thread, as which of the things that can have a priority.
+    const THREAD: i32 = 1;
+
+    /// What the calling thread has: what was set, else what follows from its nice value.
+    fn of_this_thread() -> Result<DiskPriority> {
+        if let Some(set) = Self::set()? {
+            return Ok(set);
+        }
+        let nice = rustix::process::getpriority_process(None)?;
+        Ok(DiskPriority((Self::BEST_EFFORT << Self::CLASS) | ((nice + 20) / 5)))
+    }
+
+    /// What was set for the calling thread.
+    fn set() -> Result<Option<DiskPriority>> {
+        // SAFETY: takes two numbers; 0 is the calling thread.
+        let set = unsafe { libc::syscall(libc::SYS_ioprio_get, Self::THREAD, 0) };
+        let set = i32::try_from(set).ok().filter(|set| *set >= 0).ok_or_else(io::Error::last_os_error)?;
+        Ok((set >> Self::CLASS != 0).then_some(DiskPriority(set)))
+    }
+
+    fn keep(self) -> Result<()> {
+        // SAFETY: takes three numbers; 0 is the calling thread.
+        match unsafe { libc::syscall(libc::SYS_ioprio_set, Self::THREAD, 0, self.0) } {
+            -1 => Err(io::Error::last_os_error().into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -130,10 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_gives_way_runs_on() {
+    fn a_thread_that_gives_way_runs_on_and_keeps_its_place_at_the_disk() {
         // In a thread of its own: there is no way back.
         std::thread::spawn(|| {
+            let before = DiskPriority::of_this_thread().unwrap();
+            assert_eq!(before.0 >> DiskPriority::CLASS, DiskPriority::BEST_EFFORT, "{before:?}");
             give_way().unwrap();
+            assert_eq!(DiskPriority::set().unwrap(), Some(before));
             // SAFETY: 0 is the calling thread.
             assert_eq!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_IDLE);
         })

@@ -330,11 +330,7 @@ impl Overlay {
             node.set_ino(own.unwrap_or_else(|| self.numbers.made_up()));
         }
         self.note_copy_up(node, parent, number);
-        // The directory did not change for those who look at it through the union.
-        let restored = sys::set_times(At::Fd(to_dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
-        if let Err(errno) = restored {
-            log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
-        }
+        restore_times(to_dir.as_fd(), &before);
         self.note_change(parent, At::Fd(to_dir.as_fd()));
         self.note_change(node, At::Name(to_dir.as_fd(), name));
         Ok(Published::Yes)
@@ -389,5 +385,19 @@ impl Overlay {
         state.rare.object = Some(object);
         self.readers.remove(&node.id);
         Ok(Published::Yes)
+    }
+}
+
+/// Does something to a directory of the upper that does not change it for those who look at it through the union.
+pub(super) fn keeping_times<T>(dir: sys::BorrowedFd<'_>, change: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = sys::stat(At::Fd(dir))?;
+    let changed = change()?;
+    restore_times(dir, &before);
+    Ok(changed)
+}
+
+fn restore_times(dir: sys::BorrowedFd<'_>, before: &Stat) {
+    if let Err(errno) = sys::set_times(At::Fd(dir), SetTime::At(before.atime), SetTime::At(before.mtime)) {
+        log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
     }
 }

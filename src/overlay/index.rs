@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::copy_up::Published;
+use super::copy_up::{Published, keeping_times};
 use super::metacopy::LowerData;
 use super::node::{LayerIndex, Node, RealId, State, UPPER};
 use super::origin::Origin;
@@ -21,7 +21,7 @@ use super::table::Key;
 use super::workdir::{Temporary, remove_tree};
 use super::xattr::{Mark, Namespace};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, SetTime, Stat};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, Stat};
 
 /// The opened index directory.
 #[derive(Debug)]
@@ -188,16 +188,11 @@ impl Overlay {
         };
         let dir = self.dir_fd(parent, UPPER)?;
         self.set_impure(parent, parent_dir)?;
-        let before = sys::stat(At::Fd(dir.as_fd()))?;
         let link = || self.in_writable(dir.as_fd(), || sys::link(index.at(&entry), dir.as_fd(), name));
-        match self.link_counted(index.at(&entry), link) {
+        match keeping_times(dir.as_fd(), || self.link_counted(index.at(&entry), link)) {
             // By whoever moved it here.
             Err(Errno::EEXIST) => return Ok(()),
             result => result?,
-        }
-        let restored = sys::set_times(At::Fd(dir.as_fd()), SetTime::At(before.atime), SetTime::At(before.mtime));
-        if let Err(errno) = restored {
-            log::debug!("copy-up: times of the parent directory cannot be restored: {errno}");
         }
         self.listings.forget(parent.id);
         self.note_change(parent, At::Fd(dir.as_fd()));
@@ -212,7 +207,8 @@ impl Overlay {
         if let Some(dir) = &parent.dir {
             self.set_impure(parent, dir)?;
         }
-        self.link_counted(index.at(&entry), || sys::link(index.at(&entry), dir.as_fd(), name))
+        let link = || sys::link(index.at(&entry), dir.as_fd(), name);
+        keeping_times(dir.as_fd(), || self.link_counted(index.at(&entry), link))
     }
 
     /// A lower file with several names is copied up before one of them goes: its copy has the count.

@@ -27,6 +27,7 @@ mod readdir;
 mod redirect;
 mod remove;
 mod rename;
+mod rename_ends;
 mod resolve;
 mod revalidate;
 mod setup;

@@ -12,11 +12,12 @@ use smallvec::SmallVec;
 
 use super::node::{LowerDir, Node, NodeId, Place, State, UPPER};
 use super::order::WriteGuard;
+use super::rename_ends::{End, check_apart};
 use super::resolve::From;
 use super::superblock::{Caller, Overlay};
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, RenameFlags};
+use crate::sys::{self, AsFd, Kind, RenameFlags};
 
 /// What a rename does with what is under the new name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,18 +30,6 @@ pub enum Rename {
     Exchange,
 }
 
-/// One end of a rename.
-struct End {
-    parent: Arc<Node>,
-    /// The parent's directory in the upper.
-    dir: Arc<OwnedFd>,
-    name: Arc<OsStr>,
-    /// What is there, with a lookup counted that the rename gives back.
-    node: Option<Arc<Node>>,
-    /// Whether a lower has something visible under the name.
-    lower: bool,
-}
-
 /// What the upper has where a directory is to come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum There {
@@ -50,16 +39,6 @@ enum There {
     Device,
     /// A directory with names of whiteouts in it.
     Names,
-}
-
-impl End {
-    fn pair(&self) -> (sys::BorrowedFd<'_>, &OsStr) {
-        (self.dir.as_fd(), &self.name)
-    }
-
-    fn at(&self) -> At<'_> {
-        At::Name(self.dir.as_fd(), &self.name)
-    }
 }
 
 impl Overlay {
@@ -98,38 +77,6 @@ impl Overlay {
         result
     }
 
-    /// Whether what is under a name could be moved.
-    fn check_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
-        let _names = self.names(parent)?.read();
-        let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
-        if found.stat.is_dir() && !self.writes_redirects() && (found.layer != UPPER || !found.lowers.is_empty()) {
-            return Err(Errno::EXDEV);
-        }
-        Ok(())
-    }
-
-    /// A directory can be moved if it is the upper's alone, or if it can be said where the rest of it stays.
-    fn check_movable(&self, node: &Arc<Node>) -> Result<()> {
-        if node.kind == Kind::Dir && !self.writes_redirects() && (!node.in_upper() || node.is_merged()) {
-            return Err(Errno::EXDEV);
-        }
-        Ok(())
-    }
-
-    /// Neither end may lie below the other. The kernel lets no such rename through to a mount; here it would wait for its
-    /// own locks, or fail on disk halfway.
-    fn check_apart(old: &End, new: &End, moving: &Arc<Node>, how: Rename) -> Result<()> {
-        if is_at_or_above(moving, &new.parent) {
-            return Err(Errno::EINVAL);
-        }
-        match &new.node {
-            Some(target) if !is_at_or_above(target, &old.parent) => Ok(()),
-            Some(_) if how == Rename::Exchange => Err(Errno::EINVAL),
-            Some(_) => Err(Errno::ENOTEMPTY),
-            None => Ok(()),
-        }
-    }
-
     /// Renames, or returns what has to be copied up first.
     fn try_rename(
         &self,
@@ -145,24 +92,21 @@ impl Overlay {
         let _down_the_tree = one.then(|| self.crossing.read());
         let _anywhere = (!one).then(|| self.crossing.write());
         let _names = self.lock_names(old_parent, new_parent)?;
-        let old = self.rename_end(old_parent, old_name, entered)?;
-        let new = self.rename_end(new_parent, new_name, entered)?;
+        let (source, target) =
+            (self.resolve(old_parent, old_name, From::Top)?, self.resolve(new_parent, new_name, From::Top)?);
+        // What will be refused must not give anything a name, or copy it up.
+        self.check_ends(source.as_ref(), target.as_ref(), how)?;
+        let old = self.rename_end(old_parent, old_name, source, entered)?;
+        let new = self.rename_end(new_parent, new_name, target, entered)?;
         let moving = old.node.clone().ok_or(Errno::ENOENT)?;
-        match (&new.node, how) {
-            (Some(_), Rename::NoReplace) => return Err(Errno::EEXIST),
-            (None, Rename::Exchange) => return Err(Errno::ENOENT),
+        if new.node.as_ref().is_some_and(|target| target.id == moving.id) {
             // Two names of one file: nothing to do, as rename(2) says.
-            (Some(target), Rename::Replace | Rename::Exchange) if target.id == moving.id => return Ok(None),
-            _ => {}
+            return Ok(None);
         }
         if !one {
-            Overlay::check_apart(&old, &new, &moving, how)?;
+            check_apart(&old, &new, &moving, how)?;
         }
         let swapped = new.node.clone().filter(|_| how == Rename::Exchange);
-        // What will be refused must not copy anything up: first whether both may move.
-        for node in std::iter::once(&moving).chain(&swapped) {
-            self.check_movable(node)?;
-        }
         if let Some(below) = std::iter::once(&moving).chain(&swapped).find(|node| !node.in_upper()) {
             return Ok(Some(below.clone()));
         }
@@ -445,40 +389,6 @@ impl Overlay {
         self.set_impure(parent, dir)
     }
 
-    /// What is under one of the two names. The lower directories are opened, to be at hand under the locks.
-    fn rename_end(&self, parent: &Arc<Node>, name: &OsStr, entered: &mut Vec<NodeId>) -> Result<End> {
-        let dir = self.dir_fd(parent, UPPER)?;
-        // Of a name that shows nothing nothing needs to be hidden.
-        let mut lower = false;
-        let node = match self.resolve(parent, name, From::Top)? {
-            Some(mut found) => {
-                self.link_up(parent, name, &mut found)?;
-                lower = self.must_hide(parent, name, &found)?;
-                let layer = found.layer;
-                let entry = self.enter(parent, name, found)?;
-                entered.push(entry.id);
-                let node = self.node(entry.id)?;
-                self.dir_fd(if node.kind == Kind::Dir { &node } else { parent }, layer)?;
-                Some(node)
-            }
-            None => None,
-        };
-        Ok(End { parent: parent.clone(), dir, name: Arc::from(name), node, lower })
-    }
-
-    /// Locks the names of one directory, or of two in order of their ids.
-    fn lock_names<'a>(
-        &self,
-        a: &'a Arc<Node>,
-        b: &'a Arc<Node>,
-    ) -> Result<(WriteGuard<'a, ()>, Option<WriteGuard<'a, ()>>)> {
-        if a.id == b.id {
-            return Ok((self.names(a)?.write(), None));
-        }
-        let (first, second) = if a.id < b.id { (a, b) } else { (b, a) };
-        let first = self.names(first)?.write();
-        Ok((first, Some(self.names(second)?.write())))
-    }
 }
 
 /// The lower parts of a directory that was moved stay where they are.
@@ -486,14 +396,4 @@ fn stay(node: &Node, homes: Option<Arc<[LowerDir]>>) {
     if let (Some(dir), Some(homes)) = (&node.dir, homes) {
         *dir.lowers.write() = homes;
     }
-}
-
-/// Whether a directory is another one or lies above it.
-fn is_at_or_above(dir: &Arc<Node>, other: &Arc<Node>) -> bool {
-    let mut current = other.clone();
-    while current.id != dir.id {
-        let Place::In { parent, .. } = current.place() else { return false };
-        current = parent;
-    }
-    true
 }

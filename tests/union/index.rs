@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use plyfs::errno::Errno;
+use plyfs::overlay::Rename;
+
 use crate::fixture::{Layers, Union, describe, mark};
 
 fn indexing(lowers: &[&str]) -> Layers {
@@ -109,7 +112,7 @@ fn an_entry_of_something_else_is_refused() {
     fs::remove_file(&entry).unwrap();
     fs::write(&entry, "secret").unwrap();
     let u = layers.open();
-    assert_eq!(u.at("b"), Err(plyfs::errno::Errno::EIO));
+    assert_eq!(u.at("b"), Err(Errno::EIO));
 }
 
 #[test]
@@ -134,4 +137,23 @@ fn a_file_that_lost_its_last_name_can_still_be_asked() {
         u.put(id, 2, b"3").unwrap();
         assert_eq!(u.read_node(id).unwrap(), "123");
     }
+}
+
+#[test]
+fn a_rename_that_is_refused_gives_no_name_and_changes_no_time() {
+    let u = indexing(&["d/a = 1\n d/b == d/a\n lower/x = 1"]).open();
+    // In the upper, both of them.
+    u.create("d/new", "n").unwrap();
+    u.append("d/a", "2").unwrap();
+    let upper = u.upper_path("d/b");
+    let time = |name: &str| u.stat(name).unwrap().mtime;
+    let before = time("d");
+    for (old, new) in [("d/b", "lower"), ("lower", "d/b")] {
+        assert_eq!(u.rename_unchecked(old, new, Rename::Exchange), Err(Errno::EXDEV));
+    }
+    assert_eq!((time("d"), fs::symlink_metadata(&upper).is_err()), (before, true));
+    // What is refused later has its name, but nobody can see that.
+    assert_eq!(u.rename_unchecked("d/b", "lower", Rename::Replace), Err(Errno::EISDIR));
+    assert_eq!((time("d"), fs::symlink_metadata(&upper).is_ok()), (before, true));
+    u.shows("d/a = 12\n d/b = 12\n d/new = n\n lower/x = 1");
 }

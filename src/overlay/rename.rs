@@ -388,7 +388,6 @@ impl Overlay {
         }
         self.set_impure(parent, dir)
     }
-
 }
 
 /// The lower parts of a directory that was moved stay where they are.

@@ -200,6 +200,9 @@ fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> S
         rustix::io::Errno::ACCESS => fail(&"cannot be read: permission denied"),
         errno => fail(&Errno::from(errno)),
     })?;
+    if sys::is_casefolded(root.as_fd()) {
+        return Err(fail(&"finds its names whatever their case (chattr +F), which a union cannot have"));
+    }
     layer_of(root, path, filesystems).map_err(|errno| fail(&errno))
 }
 

@@ -6,7 +6,7 @@
 //! Must never: fail a call that nobody armed, or one of another thread.
 
 #[cfg(debug_assertions)]
-pub use armed::{Fault, arm, deny, disarm, seal};
+pub use armed::{Fault, arm, deny, disarm, fold, seal};
 
 /// Where each system call passes before it is made, with its name.
 #[cfg(not(debug_assertions))]
@@ -16,7 +16,7 @@ pub(super) const fn gate(_call: &'static str) -> crate::errno::Result<()> {
 }
 
 #[cfg(debug_assertions)]
-pub(super) use armed::{gate, sealed_with};
+pub(super) use armed::{gate, is_folded, sealed_with};
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -50,6 +50,8 @@ mod armed {
         denied: Option<(&'static str, Errno)>,
         /// What fs-verity says of every file.
         sealed: Option<(u8, Vec<u8>)>,
+        /// Whether directories find their names whatever the case.
+        folded: bool,
     }
 
     thread_local! {
@@ -85,6 +87,15 @@ mod armed {
 
     pub(in crate::sys) fn sealed_with() -> Option<(u8, Vec<u8>)> {
         PLAN.with_borrow(|plan| plan.sealed.clone())
+    }
+
+    /// Every directory that this thread asks of finds its names whatever their case, or not: few kernels can have one.
+    pub fn fold(folded: bool) {
+        PLAN.with_borrow_mut(|plan| plan.folded = folded);
+    }
+
+    pub(in crate::sys) fn is_folded() -> bool {
+        PLAN.with_borrow(|plan| plan.folded)
     }
 
     pub(in crate::sys) fn gate(call: &'static str) -> Result<()> {

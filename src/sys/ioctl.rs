@@ -26,6 +26,23 @@ pub fn file_attr_ioctl(fd: BorrowedFd<'_>, command: u32, data: &mut [u8; 32]) ->
     if r < 0 { Err(Errno::from(std::io::Error::last_os_error())) } else { Ok(()) }
 }
 
+/// Whether a directory finds its names whatever their case (`chattr +F`): on ext4, f2fs and tmpfs. No where the file system
+/// does not say.
+#[must_use]
+pub fn is_casefolded(dir: BorrowedFd<'_>) -> bool {
+    const FS_CASEFOLD_FL: u32 = 0x4000_0000;
+    #[cfg(debug_assertions)]
+    if super::faults::is_folded() {
+        return true;
+    }
+    let mut flags = [0; 32];
+    let [a, b, c, d, ..] = match file_attr_ioctl(dir, FS_IOC_GETFLAGS, &mut flags) {
+        Ok(()) => flags,
+        Err(_) => return false,
+    };
+    u32::from_ne_bytes([a, b, c, d]) & FS_CASEFOLD_FL != 0
+}
+
 /// What fs-verity says of a file: the number of the hash algorithm and the digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerityDigest {

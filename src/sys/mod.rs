@@ -35,7 +35,9 @@ pub use data::{
 pub use dents::{Dent, parse_entries, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle, random_uuid};
 pub use inotify::{Happening, Inotify, WatchId, wait_for_events};
-pub use ioctl::{VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, open_backing, verity_digest};
+pub use ioctl::{
+    VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, is_casefolded, open_backing, verity_digest,
+};
 pub use journal::{Journal, write_out};
 pub use tree::private_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};

@@ -111,3 +111,18 @@ fn an_upper_without_xattrs_can_keep_no_owners_in_them() {
         done; [ -z \"$(ls far/u)$(ls -A far/w)\" ]",
     );
 }
+
+#[test]
+fn a_layer_whose_names_are_found_whatever_their_case_is_refused() {
+    const MAKE: &str = "truncate -s 64M image; mkfs.ext4 -q -F -O casefold image; mkdir -p far; mount -o loop image far
+        mkdir far/folded far/plain; chattr +F far/folded\n";
+    plyfs_only!();
+    need!(common_root() && have("unshare"), "not real root, or no unshare (util-linux)");
+    let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap();
+    let made = Command::new("unshare").args(["-m", "sh", "-ec", MAKE]).current_dir(dir.path()).output().unwrap();
+    need!(made.status.success(), &format!("no such layer can be made here: {}", text(&made).replace('\n', " ")));
+    script(&format!(
+        "{MAKE}! union far/folded tmp 2>message; grep -q 'lowerdir=far/folded: finds its names whatever' message
+        [ \"$(wc -l < message)\" = 1 ]; union far/plain tmp; umount merged; umount far"
+    ));
+}

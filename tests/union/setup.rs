@@ -177,3 +177,14 @@ fn an_upper_that_another_implementation_wrote() {
     let u = layers.open();
     u.shows("copied = 0\n d/up = 0\n m/low = 1\n m/up = 0");
 }
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_layer_whose_names_are_found_whatever_their_case_is_refused() {
+    let layers = Layers::of(&["f = 1"]);
+    plyfs::sys::faults::fold(true);
+    let message = open(&layers).expect_err("the union was not refused");
+    plyfs::sys::faults::fold(false);
+    assert!(message.contains("upperdir") && message.contains("whatever their case"), "{message}");
+    open(&layers).unwrap();
+}

@@ -214,3 +214,20 @@ fn a_copy_of_a_capable_file_keeps_all_when_the_data_comes() {
     u.put(id, 5, b"!").unwrap();
     assert_eq!(u.read("f").unwrap(), "data!!");
 }
+
+#[test]
+fn where_the_path_is_too_long_for_a_mark_a_link_takes_the_data_along() {
+    let long = "n".repeat(130);
+    let name = format!("{long}/{long}/f");
+    let u = metacopying(&[&format!("{name} = hello\n near = hello")]).open();
+    for name in [&name, "near"] {
+        u.chmod(name, 0o600).unwrap();
+        u.link(name, format!("{name}2")).unwrap();
+    }
+    assert_eq!(marks(&u, "near"), (EMPTY, Some("/near".to_owned())));
+    assert_eq!(marks(&u, &name), (None, None));
+    assert_eq!(fs::read(u.layers.upper_path(&name)).unwrap(), b"hello");
+    let u = u.reopen();
+    u.shows(&format!("{name} = hello\n {name}2 = hello\n near = hello\n near2 = hello"));
+    assert_eq!(u.stat(&name).unwrap().nlink, 2);
+}

@@ -23,7 +23,7 @@ _plyfs() {
 
     case "${cmd}" in
         plyfs)
-            opts="-o -f -d -V -h -t -n -s -v --debug --version --help"
+            opts="-o -f -d -V -h -t -n -s -v --debug --version --help --show"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -23,6 +23,9 @@ pub struct LowArgs {
     /// Show the help.
     #[arg(short = 'h', long = "help")]
     pub help: bool,
+    /// Print the options of the union that is mounted there.
+    #[arg(long = "show")]
+    pub show: bool,
     /// What mount(8) hands to the program of a type (`-t`), and its `-n`, `-s`, `-v`: no meaning here.
     #[arg(short = 't', value_name = "TYPE", hide = true)]
     pub mount_type: Option<OsString>,
@@ -62,8 +65,8 @@ Usage: plyfs [-f] [-d] -o OPTION[,OPTION...] MOUNTPOINT
   -o OPTIONS      mount options, comma separated; may be repeated
   -f              stay in the foreground
   -d, --debug     log every request (stays in the foreground)
-  -V, --version   show the version
-  -h, --help      show this help
+  --show MERGED   print the options of a union, as the kernel shows its own
+  -V, --version   show the version;  -h, --help  show this help
 
 Layers:           lowerdir=A:B:C   read-only directories, the topmost first
                   upperdir=DIR     takes every change; without it read-only

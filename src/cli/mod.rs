@@ -23,14 +23,15 @@ use std::sync::Arc;
 use crate::cli::daemon::{Ready, Side};
 use crate::cli::high::{Caller, HighArgs};
 use crate::cli::low::LowArgs;
+use crate::errno::Errno;
 use crate::fuse::adapter::{Adapter, Policy, Xattrs};
 use crate::fuse::mount::{self, Target};
 use crate::fuse::notices::Notices;
 use crate::fuse::{server, session};
-use crate::overlay::Overlay;
-use crate::sys;
+use crate::overlay::{OPTIONS, Overlay};
 use crate::sys::cpu::Processors;
 use crate::sys::process::{self, Inherited, Signals};
+use crate::sys::{self, At};
 
 /// Runs the program with a command line, its own name first.
 #[must_use]
@@ -48,6 +49,17 @@ pub fn run(line: Vec<OsString>) -> ExitCode {
     }
     if low.version {
         return print(&low::version(&name.to_string_lossy()));
+    }
+    if low.show {
+        return match low
+            .positionals
+            .last()
+            .ok_or_else(|| "mountpoint: none given".to_owned())
+            .and_then(|at| options_of(at))
+        {
+            Ok(line) => print(&line),
+            Err(reason) => refuse(&reason),
+        };
     }
     let caller = Caller {
         uid: process::effective_ids().0,
@@ -126,6 +138,17 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
 fn default_threads() -> usize {
     // Not what a control group grants, which takes reading several files.
     Processors::allowed().map_or(2, |processors| processors.count().clamp(2, 4) as usize)
+}
+
+/// The options of the union that is mounted at a path, a line of text; what is not text in a path is replaced.
+fn options_of(point: &OsStr) -> Result<String, String> {
+    let fail = |reason: &dyn std::fmt::Display| format!("mountpoint={}: {reason}", Path::new(point).display());
+    let path = std::fs::canonicalize(point).map_err(|error| fail(&process::reason(&error)))?;
+    match sys::get_xattr(At::Name(rustix::fs::CWD, path.as_os_str()), OsStr::new(OPTIONS)) {
+        Ok(line) => Ok(String::from_utf8_lossy(&line).into_owned() + "\n"),
+        Err(Errno::ENODATA | Errno::ENOTSUP) => Err(fail(&"no union of plyfs is mounted there, or one with noxattrs")),
+        Err(errno) => Err(fail(&errno)),
+    }
 }
 
 /// Prints what was asked for.

@@ -24,7 +24,7 @@ pub(super) struct Layer {
     pub source: Option<Source>,
     /// The number of the mount that its objects are found through; what is found through another is not its own.
     pub mount: u64,
-    /// For messages only.
+    /// As it was named; for messages and for whoever asks.
     pub path: PathBuf,
 }
 

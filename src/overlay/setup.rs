@@ -398,7 +398,7 @@ impl Writable {
             Errno::EBADF => fail(&"its directory work cannot be read: permission denied"),
             errno => fail(&errno),
         })?;
-        let work = WorkDir::new(dir);
+        let work = WorkDir::new(dir, paths.work.clone());
         if is_incompatible(&work).map_err(|errno| fail(&errno))? {
             return Err(fail(
                 &"was used by a volatile mount: after a crash remove upperdir and workdir; else remove work/incompat/volatile in it",

@@ -20,7 +20,7 @@ pub(super) fn settle(wanted: Uuid, has_upper: bool, filesystems: &mut [FileSyste
             log::warn!("uuid=off needs upper and lowers on one file system, falling back to uuid=null");
             Uuid::Null
         }
-        (Uuid::On | Uuid::Auto, _) if !has_upper => Uuid::Null,
+        (Uuid::On, _) if !has_upper => Uuid::Null,
         (wanted, _) => wanted,
     }
 }
@@ -57,6 +57,7 @@ mod tests {
             (Uuid::On, false, 1, Uuid::Null),
             (Uuid::On, true, 2, Uuid::On),
             (Uuid::Auto, true, 1, Uuid::Auto),
+            (Uuid::Auto, false, 1, Uuid::Auto),
         ];
         for (wanted, upper, count, expected) in table {
             let mut filesystems: Vec<FileSystem> = (0..count).map(fs).collect();

@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::whiteout::{WH_OPAQUE, wh_name};
@@ -15,6 +16,8 @@ use crate::sys::{self, At, Kind};
 #[derive(Debug)]
 pub(super) struct WorkDir {
     pub dir: OwnedFd,
+    /// The directory above it, as it was named.
+    pub root: PathBuf,
     next: AtomicU64,
 }
 
@@ -26,8 +29,8 @@ pub(super) struct Temporary<'a> {
 }
 
 impl WorkDir {
-    pub fn new(dir: OwnedFd) -> WorkDir {
-        WorkDir { dir, next: AtomicU64::new(0) }
+    pub fn new(dir: OwnedFd, root: PathBuf) -> WorkDir {
+        WorkDir { dir, root, next: AtomicU64::new(0) }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

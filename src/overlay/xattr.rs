@@ -8,7 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use super::Caller;
-use super::node::{DirState, LayerIndex, Node, UPPER};
+use super::node::{DirState, LayerIndex, Node, ROOT_ID, UPPER};
+use super::show_options::is_options;
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At};
@@ -255,6 +256,9 @@ impl Overlay {
     pub fn getxattr(&self, id: super::NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(id)?;
         self.namespace.check(name)?;
+        if is_options(id, name) {
+            return self.show_options();
+        }
         if self.lacks_xattr(&node, name)? {
             return Err(Errno::ENODATA);
         }
@@ -269,17 +273,23 @@ impl Overlay {
     pub fn listxattr(&self, caller: &Caller, id: super::NodeId) -> Result<Vec<u8>> {
         let node = self.node(id)?;
         let list = self.list_xattrs(&node)?;
-        if caller.uid == 0 {
+        if caller.uid == 0 && id != ROOT_ID {
             return Ok(list);
         }
         // As the kernel's ovl_can_list: trusted names are for the privileged.
-        let names = list.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(b"trusted."));
-        Ok(names.flatten().copied().collect())
+        let may_see = |name: &[u8]| caller.uid == 0 || !name.starts_with(b"trusted.");
+        let shown = |name: &&[u8]| {
+            may_see(name) && !name.strip_suffix(&[0]).is_some_and(|name| is_options(id, OsStr::from_bytes(name)))
+        };
+        Ok(list.split_inclusive(|byte| *byte == 0).filter(shown).flatten().copied().collect())
     }
 
     /// Sets an attribute. `EEXIST` and `ENODATA` as `flags` (`XATTR_CREATE`, `XATTR_REPLACE`) ask for.
     pub fn setxattr(&self, id: super::NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.node(id)?;
+        if is_options(id, name) {
+            return Err(Errno::EPERM);
+        }
         let changed = self.xattr_on_disk(name, value);
         let value = changed.as_deref().unwrap_or(value);
         let name = match self.name_on_disk(name, UPPER) {
@@ -296,6 +306,9 @@ impl Overlay {
     /// Removes an attribute. `ENODATA` when there is none, without a copy-up.
     pub fn removexattr(&self, caller: &Caller, id: super::NodeId, name: &OsStr) -> Result<()> {
         let node = self.node(id)?;
+        if is_options(id, name) {
+            return Err(Errno::EPERM);
+        }
         if name == sys::ACL_ACCESS {
             self.clear_sgid_of_stranger(caller, &node)?;
         }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::*;
 use crate::{need_root, plyfs_only};
@@ -173,4 +174,35 @@ fn a_volatile_upper_is_refused_until_its_mark_is_removed() {
     fs::remove_dir(&mark).unwrap();
     let union = layers.mount();
     assert_eq!(fs::read(union.merged("new")).unwrap(), b"data");
+}
+
+#[test]
+fn the_options_in_effect_can_be_asked() {
+    plyfs_only!();
+    let layers = Layers::new(2);
+    fs::create_dir(layers.root().join("c,d")).unwrap();
+    let target = layers.merged("");
+    let options = r"lowerdir=l1:l2:c\,d,upperdir=upper,workdir=work,metacopy=on,index=on,volatile,uuid=null";
+    let union = layers.mount_with(options, &target);
+    let shown = Command::new(PLYFS).arg("--show").arg(union.merged("")).output().unwrap();
+    let userxattr = if is_root() { "" } else { ",userxattr" };
+    let wanted = format!(
+        r"lowerdir=l1:l2:c\134\054d,upperdir=upper,workdir=work,redirect_dir=on,index=on,uuid=null,metacopy=on,fsync=volatile{userxattr}",
+    );
+    assert_eq!(text(&shown), wanted.clone() + "\n");
+    // An attribute of the root, and of nothing else.
+    assert_eq!(xattr(union.merged(""), "user.plyfs.options").unwrap(), wanted.as_bytes());
+    fs::create_dir(union.merged("dir")).unwrap();
+    assert_eq!(xattr(union.merged("dir"), "user.plyfs.options"), None);
+    let set = || rustix::fs::setxattr(union.merged(""), "user.plyfs.options", b"x", rustix::fs::XattrFlags::empty());
+    assert_eq!(set(), Err(rustix::io::Errno::PERM));
+    assert_eq!(rustix::fs::removexattr(union.merged(""), "user.plyfs.options"), Err(rustix::io::Errno::PERM));
+    // Not even one that the upper has is listed, or shown for it.
+    set_xattr(union.upper(""), "user.plyfs.options", b"x");
+    assert!(!xattr_names(union.merged("")).contains(&"user.plyfs.options".to_owned()));
+    assert_eq!(xattr(union.merged(""), "user.plyfs.options").unwrap(), wanted.as_bytes());
+    for other in ["/", "/nonexistent"] {
+        let shown = Command::new(PLYFS).args(["--show", other]).output().unwrap();
+        assert_eq!((shown.status.code(), text(&shown).lines().count()), (Some(1), 1), "{}", text(&shown));
+    }
 }

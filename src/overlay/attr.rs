@@ -105,7 +105,7 @@ impl Overlay {
         }
         // The change is made, and an error would say that it is not: what failed once is asked again.
         let result = self.getattr(id).or_else(|_| self.getattr(id))?;
-        node.own_change.note(&result.0);
+        self.note_as(&node, &result.0);
         Ok(result)
     }
 

@@ -44,6 +44,14 @@ pub(super) enum Cut {
     ToDo,
 }
 
+/// A copy that is ready to be published.
+struct Built {
+    /// The copy, open, if it is a regular file.
+    copy: Option<OwnedFd>,
+    number: Number,
+    real: RealId,
+}
+
 /// Whether a copy found its place.
 pub(super) enum Published {
     Yes,
@@ -101,7 +109,7 @@ impl Overlay {
         let indexed = layer != UPPER && self.is_indexed(&stat);
         let left = if matches!(data, Data::Later) { self.data_to_leave(node, &stat, layer) } else { None };
         let wanted = if left.is_none() && matches!(data, Data::Later) { Data::All } else { data };
-        let (copy, number) = self.build(work, node, &temporary, &stat, layer, wanted)?;
+        let Built { copy, number, real } = self.build(work, node, &temporary, &stat, layer, wanted)?;
         if let (Some(left), Some(copy)) = (&left, &copy) {
             self.set_mark_in_place(At::Fd(copy.as_fd()), Mark::Metacopy, &left.mark())?;
         }
@@ -125,7 +133,7 @@ impl Overlay {
             return Ok(Published::Moved);
         }
         let complete = left.is_none();
-        let published = self.publish(node, &parent, &name, temporary, (stat, number, left))?;
+        let published = self.publish(node, &parent, &name, temporary, (stat, number, real, left))?;
         if let (Published::Yes, Some(copy)) = (&published, copy.filter(|_| complete)) {
             // Most copies are written to next.
             self.writers.insert(node.id, Arc::new(copy));
@@ -133,7 +141,7 @@ impl Overlay {
         Ok(published)
     }
 
-    /// Makes the copy, under a temporary name. Returns it open, if it is a regular file.
+    /// Makes the copy, under a temporary name.
     fn build(
         &self,
         work: &WorkDir,
@@ -142,7 +150,7 @@ impl Overlay {
         stat: &Stat,
         layer: LayerIndex,
         data: Data,
-    ) -> Result<(Option<OwnedFd>, Number)> {
+    ) -> Result<Built> {
         let (mut copy, mut dir) = (None, None);
         match node.kind {
             Kind::File => copy = Some(self.copy_file(work, node, temporary, stat, data)?),
@@ -163,11 +171,12 @@ impl Overlay {
             }
         }
         let to = copy.as_ref().map_or(temporary.at(), |(copy, _)| At::Fd(copy.as_fd()));
-        let mode = self.give_owner(to, stat)?;
+        let made = sys::stat(to)?;
+        let mode = self.give_owner(to, &made, stat)?;
         // Before the ACL and the mode, which may refuse a server that is not root.
         let mut number = Number::Changed;
         if self.keeps_origin(node, stat) {
-            number = self.with_real(node, |from, _| self.set_origin(node, from, to, layer))?;
+            number = self.with_real(node, |from, _| self.set_origin(node, stat, from, to, layer))?;
         }
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
@@ -189,7 +198,7 @@ impl Overlay {
         if let Some(dir) = &dir {
             sys::sync_all(dir.as_fd())?;
         }
-        Ok((copy.map(|(copy, _)| copy), number))
+        Ok(Built { copy: copy.map(|(copy, _)| copy), number, real: RealId::of(&made) })
     }
 
     fn copy_file(
@@ -226,12 +235,11 @@ impl Overlay {
     /// Gives a copy the owner of the original, and returns the mode that it may have. An owner that it has already is left
     /// alone. What a server without the right to give things away copies up is its own from then on, as everything is
     /// that such a user copies; nothing runs with the rights of an owner who did not say so.
-    pub(super) fn give_owner(&self, to: At<'_>, stat: &Stat) -> Result<u32> {
+    pub(super) fn give_owner(&self, to: At<'_>, current: &Stat, stat: &Stat) -> Result<u32> {
         if self.source(UPPER).is_some() {
             // Comes with the mode, in one attribute.
             return Ok(stat.mode);
         }
-        let current = sys::stat(to)?;
         if (current.uid, current.gid) == (stat.uid, stat.gid) {
             return Ok(stat.mode);
         }
@@ -253,15 +261,17 @@ impl Overlay {
     }
 
     /// Marks a copy with where it came from. Says whether its number will be found again by that.
-    fn set_origin(&self, node: &Node, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<Number> {
+    fn set_origin(&self, node: &Node, stat: &Stat, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<Number> {
         let uuid = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.uuid);
-        let mark = match sys::file_handle(from) {
-            Ok(handle) => Origin { uuid: uuid.unwrap_or_default(), handle }.encode().unwrap_or_default(),
-            // Empty: copied up, nobody knows from where.
-            Err(_) => Vec::new(),
+        let origin = sys::file_handle(from).map(|handle| Origin { uuid: uuid.unwrap_or_default(), handle });
+        // Empty: copied up, nobody knows from where.
+        let mark = origin.as_ref().ok().and_then(Origin::encode).unwrap_or_default();
+        let found_again = || {
+            let origin = origin.ok().filter(|_| !mark.is_empty());
+            origin.and_then(|origin| self.number_of_origin(&origin, Some(stat))) == Some(node.ino())
         };
         match self.set_mark(to, Mark::Origin, &mark) {
-            Ok(()) if node.kind == Kind::Dir || self.origin_number(&mark) == Some(node.ino()) => Ok(Number::Kept),
+            Ok(()) if node.kind == Kind::Dir || found_again() => Ok(Number::Kept),
             Ok(()) => Ok(Number::Changed),
             // A merged directory is known by its lower one.
             Err(errno) if is_absent(errno) && node.kind == Kind::Dir => Ok(Number::Kept),
@@ -278,12 +288,10 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &Arc<OsStr>,
         temporary: Temporary<'_>,
-        (wanted, number, data): (Stat, Number, Option<Arc<LowerData>>),
+        (wanted, number, real, data): (Stat, Number, RealId, Option<Arc<LowerData>>),
     ) -> Result<Published> {
         let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
         let to_dir = self.dir_fd(parent, UPPER)?;
-        let stat = sys::stat(temporary.at())?;
-        let real = RealId::of(&stat);
         let _names = parent_dir.names.write();
         if !self.is_impure(parent)? && (node.kind == Kind::Dir || self.mark(temporary.at(), Mark::Origin)?.is_some()) {
             self.set_impure(parent, parent_dir)?;
@@ -332,7 +340,9 @@ impl Overlay {
         self.note_copy_up(node, parent, number);
         restore_times(to_dir.as_fd(), &before);
         self.note_change(parent, At::Fd(to_dir.as_fd()));
-        self.note_change(node, At::Name(to_dir.as_fd(), name));
+        if self.is_settled_late(node.kind, wanted.mode) {
+            self.note_change(node, At::Name(to_dir.as_fd(), name));
+        }
         Ok(Published::Yes)
     }
 
@@ -343,11 +353,12 @@ impl Overlay {
 
     /// Gives an object its own mode, if it was moved with another.
     pub(super) fn settle_mode(&self, at: At<'_>, kind: Kind, mode: u32) -> Result<()> {
-        if self.movable_mode(kind, mode) == mode || self.source(UPPER).is_some() {
-            Ok(())
-        } else {
-            sys::chmod(at, mode)
-        }
+        if self.is_settled_late(kind, mode) { sys::chmod(at, mode) } else { Ok(()) }
+    }
+
+    /// Whether an object gets its own mode only once it is in its place.
+    fn is_settled_late(&self, kind: Kind, mode: u32) -> bool {
+        self.movable_mode(kind, mode) != mode && self.source(UPPER).is_none()
     }
 
     /// Does something in an upper directory that its owner, who is not root, has made unwritable: a copy-up is no change

@@ -84,5 +84,6 @@ impl Overlay {
         self.dirs.empty();
         self.readers.empty();
         self.writers.empty();
+        self.whiteouts.empty();
     }
 }

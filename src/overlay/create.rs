@@ -151,11 +151,23 @@ impl Overlay {
             }
         };
         self.drop_wh_name(&parent, target.dir, name);
-        let entry = self.enter_new(&parent, name, found)?;
+        let entry = self.enter_new(&parent, name, found, self.is_made_quietly(&parent, what))?;
         if let Some(file) = file {
             self.keep_open(&entry, Arc::new(file));
         }
         Ok(entry)
+    }
+
+    /// Whether the making of an object raises no event but that of its name: it changes no object that was there, and sets
+    /// nothing once the name is.
+    fn is_made_quietly(&self, parent: &Node, what: What<'_>) -> bool {
+        match what {
+            What::Link(_) => false,
+            What::Node { kind: Kind::Dir, mode, .. } => {
+                parent.lowers().is_empty() && self.movable_mode(Kind::Dir, mode) == mode
+            }
+            What::Node { .. } | What::Symlink(_) => true,
+        }
     }
 
     /// A file that was just made will be written to soon; and if its mode would refuse the server, only through this.

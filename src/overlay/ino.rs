@@ -68,7 +68,8 @@ mod tests {
     use super::*;
 
     fn layers(devs: &[u64]) -> Layers {
-        let filesystems = devs.iter().map(|dev| FileSystem { dev: *dev, magic: 0, uuid: [0; 16] }).collect();
+        let filesystems =
+            devs.iter().map(|dev| FileSystem { dev: *dev, magic: 0, uuid: [0; 16], handles: 0.into() }).collect();
         Layers { upper: None, lowers: Vec::new(), data: Vec::new(), filesystems, roots: Vec::new() }
     }
 

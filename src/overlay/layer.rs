@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use super::node::{LayerIndex, UPPER};
 use super::override_stat::Source;
@@ -36,6 +37,8 @@ pub(super) struct FileSystem {
     pub magic: u64,
     /// Its UUID, zeroes if it has none or the kernel does not tell.
     pub uuid: [u8; 16],
+    /// Whether objects can be opened by their handles: 0 unknown, 1 not by this server, 2 yes.
+    pub handles: AtomicU8,
 }
 
 /// All layers: the upper, if there is one, and the lowers, topmost first.

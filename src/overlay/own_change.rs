@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -27,9 +27,40 @@ pub(super) enum Number {
     Changed,
 }
 
-/// When an object was last changed through the union, as its ctime (0 for never), and whether it changes without it.
+/// When an object was last changed through the union, and whether it changes without it.
 #[derive(Debug, Default)]
-pub(super) struct OwnChange(AtomicU64, AtomicU8);
+pub(super) struct OwnChange {
+    /// The ctime that the change left, 0 for never.
+    last: AtomicU64,
+    /// The round of events in which the last change came that raises one ([`Rounds`]); what comes of names leaves it.
+    round: AtomicU32,
+    flags: AtomicU8,
+}
+
+/// Counts how often all events of the upper that had come were looked at.
+///
+/// An event that came in one round was looked at when the next but one begins: the look that ends the first may have begun
+/// before it.
+#[derive(Debug)]
+pub(super) struct Rounds(AtomicU32);
+
+impl Default for Rounds {
+    /// Two after the round of what never raised an event.
+    fn default() -> Rounds {
+        Rounds(AtomicU32::new(2))
+    }
+}
+
+impl Rounds {
+    /// All that had come when the look began was looked at.
+    pub fn end(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn now(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+}
 
 /// Clients have it open to write to it without us.
 const UNHEARD: u8 = 1;
@@ -40,38 +71,45 @@ impl OwnChange {
     /// Writes may come that nobody here hears of; says whether that is the first time that it may be mapped.
     pub fn begin_unheard(&self, mapped: bool) -> bool {
         let flags = if mapped { UNHEARD | MAPPED } else { UNHEARD };
-        let before = self.1.fetch_or(flags, Ordering::Relaxed);
+        let before = self.flags.fetch_or(flags, Ordering::Relaxed);
         mapped && before & MAPPED == 0
     }
 
     /// No more of them; a mapping may stay for as long as the node.
     pub fn end_unheard(&self) {
-        self.1.fetch_and(!UNHEARD, Ordering::Relaxed);
+        self.flags.fetch_and(!UNHEARD, Ordering::Relaxed);
     }
 
     pub fn is_unheard(&self) -> bool {
-        self.1.load(Ordering::Relaxed) & UNHEARD != 0
+        self.flags.load(Ordering::Relaxed) & UNHEARD != 0
     }
 
     pub fn is_mapped(&self) -> bool {
-        self.1.load(Ordering::Relaxed) & MAPPED != 0
+        self.flags.load(Ordering::Relaxed) & MAPPED != 0
     }
 
     fn stamp(stat: &Stat) -> u64 {
         (stat.ctime.sec.cast_unsigned() << 30) | u64::from(stat.ctime.nsec)
     }
 
-    /// Whether it was ever changed through the union.
-    fn is_noted(&self) -> bool {
-        self.0.load(Ordering::Relaxed) != 0
+    /// Whether an event of a change through the union may not have been looked at yet.
+    fn is_awaited(&self, now: u32) -> bool {
+        self.last.load(Ordering::Relaxed) != 0 && now.wrapping_sub(self.round.load(Ordering::Relaxed)) < 2
     }
 
-    pub fn note(&self, stat: &Stat) {
-        self.0.store(Self::stamp(stat), Ordering::Relaxed);
+    /// The last change left it like this, without an event.
+    pub fn note_quiet(&self, stat: &Stat) {
+        self.last.store(Self::stamp(stat), Ordering::Relaxed);
+    }
+
+    /// The last change left it like this, and raised an event.
+    fn note(&self, stat: &Stat, now: u32) {
+        self.round.store(now, Ordering::Relaxed);
+        self.note_quiet(stat);
     }
 
     pub fn is(&self, stat: &Stat) -> bool {
-        self.0.load(Ordering::Relaxed) == Self::stamp(stat)
+        self.last.load(Ordering::Relaxed) == Self::stamp(stat)
     }
 }
 
@@ -151,7 +189,8 @@ impl Overlay {
 
     /// Makes, moves or removes names in directories of the upper. That changes the directories themselves, without an event
     /// of their own; but the event of an earlier change, such as the mark that a new directory gets, may not have been
-    /// looked at yet, and would not be recognised by a time that is not that of the last change any more.
+    /// looked at yet, and would not be recognised by a time that is not that of the last change any more. A directory of
+    /// which no event is awaited is not looked at: names come and go in it at no further cost.
     pub(super) fn change_names<T>(
         &self,
         dirs: &[(&Node, BorrowedFd<'_>)],
@@ -159,15 +198,29 @@ impl Overlay {
     ) -> Result<T> {
         let as_noted: SmallVec<[_; 2]> = dirs
             .iter()
-            .filter(|(dir, _)| dir.own_change.is_noted() && self.watcher.get().is_some())
+            .filter(|(dir, _)| self.awaits_own(dir))
             // What others did meanwhile is not to be taken for the union's.
             .filter(|(dir, fd)| sys::stat(At::Fd(*fd)).is_ok_and(|stat| dir.own_change.is(&stat)))
             .collect();
         let result = change();
         for (dir, fd) in as_noted {
-            self.note_change(dir, At::Fd(*fd));
+            if let Ok(stat) = sys::stat(At::Fd(*fd)) {
+                dir.own_change.note_quiet(&stat);
+            }
         }
         result
+    }
+
+    /// Whether an event of the union's own change of an object may still be looked at.
+    fn awaits_own(&self, node: &Node) -> bool {
+        self.watcher.get().is_some_and(|watcher| node.own_change.is_awaited(watcher.rounds.now()))
+    }
+
+    /// The union itself changed an object in the upper, and this is what it is like now.
+    pub(super) fn note_as(&self, node: &Node, stat: &Stat) {
+        if let Some(watcher) = self.watcher.get() {
+            node.own_change.note(stat, watcher.rounds.now());
+        }
     }
 
     /// The union itself changed an object in the upper.
@@ -175,7 +228,16 @@ impl Overlay {
         if self.watcher.get().is_some()
             && let Ok(stat) = sys::stat(at)
         {
-            node.own_change.note(&stat);
+            self.note_as(node, &stat);
+        }
+    }
+
+    /// The union itself moved an object, which changes its time and raises no event of it.
+    pub(super) fn note_move(&self, node: &Node, at: At<'_>) {
+        if self.awaits_own(node)
+            && let Ok(stat) = sys::stat(at)
+        {
+            node.own_change.note_quiet(&stat);
         }
     }
 }

@@ -8,11 +8,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::node::{Node, NodeId, UPPER};
+use super::order::RwLock;
 use super::resolve::{Found, From};
 use super::superblock::{Caller, Overlay};
 use super::table::Key;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, RenameFlags};
+use crate::sys::{self, AsFd, At, Kind, RenameFlags};
 
 impl Overlay {
     /// Removes a name that is not a directory. `ENOENT`, `EISDIR`.
@@ -45,6 +46,9 @@ impl Overlay {
         if !found.stat.is_dir() {
             return Err(Errno::ENOTDIR);
         }
+        if self.remove_bare(&parent, name, &found)? {
+            return Ok(());
+        }
         let layer = found.layer;
         // A node, so that the directory can be listed; forgotten again below.
         let entry = self.enter(&parent, name, found)?;
@@ -66,6 +70,41 @@ impl Overlay {
         if empty? { Ok(()) } else { Err(Errno::ENOTEMPTY) }
     }
 
+    /// Removes a directory that no lower layer has a part in if there is nothing in it on disk, which the removal itself finds
+    /// out. False if there is something: names, or whiteouts, of which the union shows none.
+    fn remove_bare(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<bool> {
+        if self.must_hide(parent, name, found)? {
+            return Ok(false);
+        }
+        let node = self.known(parent, name, found);
+        if node.as_ref().is_some_and(|node| node.kind != Kind::Dir || !node.place().is(parent, name)) {
+            return Ok(false);
+        }
+        let _inside = node.as_ref().map(|node| self.names(node).map(RwLock::write)).transpose()?;
+        // Whoever is in it stays in it.
+        let object = node.as_ref().map(|node| self.dir_fd(node, UPPER)).transpose()?;
+        let dir = self.dir_fd(parent, UPPER)?;
+        match self.change_names(&[(parent, dir.as_fd())], || sys::rmdir(dir.as_fd(), name)) {
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => return Ok(false),
+            result => result?,
+        }
+        self.note_removed(parent, name);
+        self.listings.forget(parent.id);
+        if let (Some(node), Some(object)) = (&node, object) {
+            self.lose_dir(node, object);
+        }
+        Ok(true)
+    }
+
+    /// The name of a directory is gone; who is in it goes on in `object`.
+    fn lose_dir(&self, node: &Arc<Node>, object: Arc<OwnedFd>) {
+        let mut state = node.state.write();
+        state.rare.object = Some(object);
+        let gone = self.lose_name(node, &mut state);
+        drop(state);
+        self.let_go(gone);
+    }
+
     fn rmdir_entered(&self, parent: &Arc<Node>, name: &OsStr, id: NodeId, layer: u16) -> Result<()> {
         let node = self.node(id)?;
         let _inside = self.names(&node)?.write();
@@ -81,11 +120,7 @@ impl Overlay {
         })?;
         self.note_removed(parent, name);
         self.listings.forget(parent.id);
-        let mut state = node.state.write();
-        state.rare.object = Some(object);
-        let gone = self.lose_name(&node, &mut state);
-        drop(state);
-        self.let_go(gone);
+        self.lose_dir(&node, object);
         Ok(())
     }
 
@@ -191,7 +226,7 @@ impl Overlay {
         let temporary = work.temporary();
         let stat = self.stat_in(At::Fd(inside.as_fd()), UPPER)?;
         sys::mkdir(work.fd(), temporary.name(), 0o700)?;
-        let mode = self.give_owner(temporary.at(), &stat)?;
+        let mode = self.give_owner(temporary.at(), &sys::stat(temporary.at())?, &stat)?;
         self.copy_xattrs(At::Fd(inside.as_fd()), temporary.at(), UPPER)?;
         if !self.describe(temporary.at(), &stat)? {
             sys::chmod(temporary.at(), mode)?;

@@ -312,7 +312,8 @@ impl Overlay {
             Some(replaced) if replaced.kind != Kind::Dir => self.object_to_count(new.dir.as_fd(), &new.name, UPPER)?,
             _ => None,
         };
-        self.change_names(&[(&old.parent, old.dir.as_fd()), (&new.parent, new.dir.as_fd())], on_disk)?;
+        let dirs = [(&*old.parent, old.dir.as_fd()), (&*new.parent, new.dir.as_fd())];
+        self.change_names(if old.parent.id == new.parent.id { &dirs[..1] } else { &dirs }, on_disk)?;
         let mut gone = Vec::new();
         if let Some(object) = object {
             let state = replaced.and_then(|replaced| states.iter_mut().find(|(id, _)| *id == replaced.id));
@@ -323,13 +324,11 @@ impl Overlay {
             }
         }
         for (id, state) in &mut states {
-            if *id == moving.id {
-                if !state.place.is(&old.parent, &old.name) {
-                    self.note_linked(&new.parent, &new.name);
-                } else {
-                    gone.extend(self.settle(moving, state, new));
-                    stay(moving, homes.take());
-                }
+            if *id == moving.id && !state.place.is(&old.parent, &old.name) {
+                self.note_linked(&new.parent, &new.name);
+            } else if *id == moving.id {
+                gone.extend(self.settle(moving, state, new));
+                stay(moving, homes.take());
             } else if let Some(other) = other
                 && state.place.is(&new.parent, &new.name)
             {
@@ -343,9 +342,9 @@ impl Overlay {
             }
         }
         self.note_removed(&old.parent, &old.name);
-        self.note_change(moving, new.at());
+        self.note_move(moving, new.at());
         if let Some(swapped) = swapped {
-            self.note_change(swapped, old.at());
+            self.note_move(swapped, old.at());
         }
         self.listings.forget(old.parent.id);
         self.listings.forget(new.parent.id);
@@ -373,7 +372,10 @@ impl Overlay {
             self.set_redirect(from.at(), (&from.parent, &from.name), elsewhere || data.linked)?;
         } else if moving.kind == Kind::Dir && !to.parent.lowers().is_empty() {
             self.set_opaque(from.at())?;
+        } else {
+            return Ok(());
         }
+        self.note_change(moving, from.at());
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use super::table::{Interned, Key};
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
 use super::xattr::{DirMarks, Mark, Opacity};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Stat};
+use crate::sys::{self, AsFd, At, Kind, Stat};
 
 /// What the union has under a name.
 #[derive(Debug)]
@@ -294,18 +294,35 @@ impl Overlay {
 
     /// The union's inode number of the file that an origin mark names, if a layer's file system can tell.
     pub(super) fn origin_number(&self, mark: &[u8]) -> Option<u64> {
-        let origin = Origin::decode(mark)?;
+        self.number_of_origin(&Origin::decode(mark)?, None)
+    }
+
+    /// The same. Where one handle could be opened others can, so that of an object that is at hand needs no opening, and
+    /// where one was refused all are.
+    pub(super) fn number_of_origin(&self, origin: &Origin, of: Option<&Stat>) -> Option<u64> {
+        const REFUSED: u8 = 1;
+        const OPENED: u8 = 2;
         let layer = self
             .layers
             .lowers
             .iter()
             .find(|layer| self.layers.filesystems.get(layer.fs).is_some_and(|fs| fs.uuid == origin.uuid))?;
         let fs = self.layers.filesystems.get(layer.fs)?;
-        let ino = match sys::open_handle(layer.root.as_fd(), &origin.handle) {
-            Ok(fd) => sys::stat(At::Fd(fd.as_fd())).ok()?.ino,
-            // Not for the unprivileged: read the number from the handle.
-            Err(Errno::EPERM) => inode_of(&origin.handle, fs.magic)?,
-            Err(_) => return None,
+        let ino = match (fs.handles.load(Ordering::Relaxed), of.filter(|stat| stat.dev == fs.dev)) {
+            (OPENED, Some(stat)) => stat.ino,
+            (REFUSED, _) => inode_of(&origin.handle, fs.magic)?,
+            _ => match sys::open_handle(layer.root.as_fd(), &origin.handle) {
+                Ok(fd) => {
+                    fs.handles.store(OPENED, Ordering::Relaxed);
+                    sys::stat(At::Fd(fd.as_fd())).ok()?.ino
+                }
+                // Not for the unprivileged: read the number from the handle.
+                Err(Errno::EPERM) => {
+                    fs.handles.store(REFUSED, Ordering::Relaxed);
+                    inode_of(&origin.handle, fs.magic)?
+                }
+                Err(_) => return None,
+            },
         };
         self.numbers.persistent(&self.layers, fs.dev, ino)
     }
@@ -335,11 +352,18 @@ impl Overlay {
         Ok(Entry { id: node.id, attr, lasting })
     }
 
-    /// The same for what was just made: a new directory is not watched before somebody looks into it.
-    pub(super) fn enter_new(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
+    /// The same for what was just made, quietly if no event came of it but that of its name: a new directory is not watched
+    /// before somebody looks into it.
+    pub(super) fn enter_new(&self, parent: &Arc<Node>, name: &OsStr, found: Found, quietly: bool) -> Result<Entry> {
         let (node, stat) = self.intern(parent, name, found);
-        node.own_change.note(&stat);
+        match quietly {
+            true => node.own_change.note_quiet(&stat),
+            false => self.note_as(&node, &stat),
+        }
         if !stat.is_dir() {
+            if stat.kind() == Kind::File && stat.nlink == 1 {
+                node.xattrs.see_new(&self.foreign_changes);
+            }
             let (attr, lasting) = self.vouch(parent, &node, stat)?;
             return Ok(Entry { id: node.id, attr, lasting });
         }

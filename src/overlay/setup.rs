@@ -109,6 +109,7 @@ impl Overlay {
             dirs: FdCache::new((limit / 4).clamp(16, 4096)),
             readers: FdCache::new((limit / 8).clamp(16, 2048)),
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
+            whiteouts: FdCache::new(1),
             listings: Listings::default(),
             crossing: RwLock::new(Level::Crossing, ()),
             renaming: RwLock::new(Level::Renaming, ()),
@@ -233,7 +234,8 @@ fn register(root: sys::BorrowedFd<'_>, filesystems: &mut Vec<FileSystem>) -> cra
     if let Some(position) = filesystems.iter().position(|fs| fs.dev == dev) {
         return Ok(position);
     }
-    filesystems.push(FileSystem { dev, magic: sys::fs_magic(root)?, uuid: sys::fs_uuid(root).unwrap_or_default() });
+    let (magic, uuid) = (sys::fs_magic(root)?, sys::fs_uuid(root).unwrap_or_default());
+    filesystems.push(FileSystem { dev, magic, uuid, handles: 0.into() });
     Ok(filesystems.len() - 1)
 }
 

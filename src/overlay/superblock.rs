@@ -59,6 +59,8 @@ pub struct Overlay {
     pub(super) readers: FdCache<NodeId>,
     /// Files in the upper, open for reading and writing.
     pub(super) writers: FdCache<NodeId>,
+    /// The whiteout that others are made names of.
+    pub(super) whiteouts: FdCache<()>,
     pub(super) listings: Listings,
     /// Held for writing while the names of two directories anywhere in the tree are locked, for reading while those of a
     /// directory and of one in it are: the one goes by ids, the other down the tree, and together they would not be an order.
@@ -216,6 +218,7 @@ impl Overlay {
         self.dirs.clear();
         self.readers.clear();
         self.writers.clear();
+        self.whiteouts.clear();
     }
 
     /// The work directory. `EROFS` in a union without an upper.

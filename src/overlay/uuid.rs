@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn marks_name_no_file_system_only_where_there_is_one() {
-        let fs = |dev| FileSystem { dev, magic: 0, uuid: [7; 16] };
+        let fs = |dev| FileSystem { dev, magic: 0, uuid: [7; 16], handles: 0.into() };
         let table = [
             (Uuid::Off, true, 1, Uuid::Off),
             (Uuid::Off, true, 2, Uuid::Null),

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use super::node::{LayerIndex, Node, NodeId, UPPER};
 use super::order::{Level, Mutex};
-use super::own_change::OwnNames;
+use super::own_change::{OwnNames, Rounds};
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, Inotify, WatchId};
@@ -51,6 +51,7 @@ pub(super) struct Watcher {
     watched: Mutex<Watched>,
     pub removed: OwnNames,
     pub linked: OwnNames,
+    pub rounds: Rounds,
     budget: AtomicUsize,
 }
 
@@ -103,6 +104,7 @@ impl Watcher {
             watched: Mutex::new(Level::Leaf, Watched::default()),
             removed: OwnNames::default(),
             linked: OwnNames::default(),
+            rounds: Rounds::default(),
             budget: AtomicUsize::new(budget),
         }
     }
@@ -215,7 +217,9 @@ fn follow(overlay: &Weak<Overlay>, listener: &dyn Listener) {
         let result = sys::wait_for_events(&queues, BETWEEN_LOOKS).and_then(|()| {
             std::thread::sleep(GATHER);
             overlay.tell(listener, watcher, UPPER + 1)?;
-            overlay.tell(listener, watcher, UPPER)
+            overlay.tell(listener, watcher, UPPER)?;
+            watcher.rounds.end();
+            Ok(())
         });
         if watcher.budget.load(Ordering::Relaxed) == 0 && looked.elapsed() >= BETWEEN_LOOKS {
             overlay.look_at_unwatched(listener);

@@ -14,7 +14,7 @@ use super::node::{LayerIndex, LowerDir, Node, UPPER, known};
 use super::superblock::Overlay;
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, RenameFlags, Stat};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, Stat};
 
 /// What the name of a whiteout in AUFS form starts with.
 pub(super) const WH_PREFIX: &[u8] = b".wh.";
@@ -85,11 +85,30 @@ impl Overlay {
     }
 
     /// Hides a lower name where the upper has nothing under it: in one step, and only if nothing is there by now.
+    ///
+    /// All whiteouts that are made here are names of one inode, as the kernel's are: a name takes half the time of an inode.
     pub(super) fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-        if self.device_whiteouts {
-            return sys::mknod(dir, name, Kind::Char, 0, 0);
+        if !self.device_whiteouts {
+            return sys::mknod(dir, &wh_name(name), Kind::File, 0, 0);
         }
-        sys::mknod(dir, &wh_name(name), Kind::File, 0, 0)
+        if let Some(shared) = self.whiteouts.get(&()) {
+            match sys::link(At::Fd(shared.as_fd()), dir, name) {
+                Err(errno) if errno != Errno::EEXIST => {
+                    // All its names are gone, or it has as many as may be, or may have none here: another takes its place.
+                    log::debug!("a whiteout gets no other name: {errno}");
+                    self.whiteouts.remove(&());
+                }
+                result => return result,
+            }
+        }
+        sys::mknod(dir, name, Kind::Char, 0, 0)?;
+        // It can be gone by now, or be something else; then the next one is shared.
+        if let Ok(made) = sys::open(dir, name, OFlags::PATH, Mode::empty())
+            && sys::stat(At::Fd(made.as_fd())).is_ok_and(|stat| stat.is_null_device())
+        {
+            self.whiteouts.insert((), Arc::new(made));
+        }
+        Ok(())
     }
 
     /// Takes an upper object away and leaves a whiteout in its place, in one step. The object is then in the work

@@ -71,6 +71,14 @@ impl XattrsKnown {
         }
     }
 
+    /// The object was just made by the server, as a file with one name: nobody can have given it a capability.
+    pub fn see_new(&self, epoch: &Epoch) {
+        let (low, now) = ((1 << EPOCH_SHIFT) - 1, u64::from(epoch.now()) << EPOCH_SHIFT);
+        let update = |state: u64| Some((state & !LEARNT).wrapping_add(CHANGE) & low | ONE_NAME | NO_CAPABILITY | now);
+        let updated = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+        debug_assert!(updated.is_ok(), "the closure always returns a state");
+    }
+
     /// The union has set an attribute, or another object stands for the node.
     pub fn forget(&self) {
         // A count that overflows into the epoch makes one that was never there, or is not believed for another reason.
@@ -144,7 +152,10 @@ impl Overlay {
             return Ok(false);
         }
         let (mut known, asked) = self.known_xattrs(node);
-        if known == 0 && asked.is_some() {
+        if known & NO_CAPABILITY != 0 && name == CAPABILITY {
+            return Ok(true);
+        }
+        if known & LISTED == 0 && asked.is_some() {
             match self.list_xattrs(node) {
                 Ok(_) => known = self.known_xattrs(node).0,
                 // For the question itself to say.

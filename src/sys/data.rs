@@ -164,7 +164,8 @@ fn copy_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
                 }
                 // Across file systems, or a file system that lies about its support: by hand.
                 Ok(_) | Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOTSUP | Errno::ENOSYS | Errno::EPERM) => {
-                    buffer.resize(1 << 18, 0);
+                    // No larger than what is left: to clear memory and give it back takes longer than to copy a small file.
+                    buffer.resize(want.min(1 << 18), 0);
                 }
                 Err(errno) => return Err(errno),
             }

@@ -8,6 +8,8 @@
 
 mod attr;
 #[cfg(debug_assertions)]
+mod calls;
+#[cfg(debug_assertions)]
 mod cases;
 #[cfg(debug_assertions)]
 mod cases_options;

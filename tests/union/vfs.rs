@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use plyfs::errno::{Errno, Result};
@@ -311,11 +311,18 @@ fn descriptors_left(layers: &Layers) -> Vec<std::path::PathBuf> {
     let roots = std::fs::read_dir(layers.root()).unwrap().map(|entry| entry.unwrap().path());
     roots.filter(|root| root.file_name() != Some(OsStr::new("work"))).for_each(|root| add_objects(&root, &mut inside));
     let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    // One whiteout is kept, for others to be made names of it.
+    let mut shared = None;
     fds.filter_map(|fd| {
         let fd = fd.ok()?.path();
         let path = std::fs::read_link(&fd).ok()?;
-        let object = std::fs::metadata(&fd).is_ok_and(|found| inside.contains(&(found.dev(), found.ino())));
-        (object || (path.starts_with(layers.root()) && !is_root(&path))).then_some(path)
+        let found = std::fs::metadata(&fd);
+        let object = found.as_ref().is_ok_and(|found| inside.contains(&(found.dev(), found.ino())));
+        if !object && (!path.starts_with(layers.root()) || is_root(&path)) {
+            return None;
+        }
+        let whiteout = found.is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0);
+        (!whiteout || shared.replace(()).is_some()).then_some(path)
     })
     .collect()
 }

@@ -1,0 +1,115 @@
+//! Which system calls an operation on names makes: those that do it, and those that tell what the reply says. Each more is
+//! paid by every caller.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use plyfs::errno::Errno;
+use plyfs::overlay::{Listener, NodeId, Overlay, Rename, SetAttr};
+use plyfs::sys::faults::{self, Fault};
+
+use crate::fixture::Layers;
+use crate::vfs::{NOTHING, caller};
+
+struct Nobody;
+
+impl Listener for Nobody {
+    fn name_changed(&self, _parent: NodeId, _name: &OsStr) {}
+    fn object_changed(&self, _node: NodeId) {}
+    fn attributes_changed(&self, _node: NodeId) {}
+}
+
+/// A union that is watched, as a mounted one is.
+fn watched(layers: &Layers) -> Arc<Overlay> {
+    let overlay = Arc::new(Overlay::new(&layers.config).unwrap());
+    overlay.watch(Nobody).unwrap();
+    overlay
+}
+
+fn calls<T>(operation: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
+    faults::arm(0, Fault::Frozen);
+    let result = operation();
+    (result, faults::disarm())
+}
+
+fn named(name: &str) -> &OsStr {
+    OsStr::new(name)
+}
+
+const FILE: u32 = libc::S_IFREG | 0o644;
+
+#[test]
+fn names_come_and_go_with_no_look_at_their_directory() {
+    let layers = Layers::of(&["l = 1"]).volatile();
+    let u = watched(&layers);
+    let above = u.mkdir(&caller(), u.root(), named("above"), 0o755).unwrap().id;
+    // New, of the upper alone, and watched as one is that is worked in.
+    let dir = u.mkdir(&caller(), above, named("dir"), 0o755).unwrap().id;
+    u.lookup(&caller(), dir, named("none")).unwrap_err();
+    u.mknod(&caller(), dir, named("first"), FILE, 0).unwrap();
+    u.rename(&caller(), (dir, named("first")), (dir, named("second")), Rename::Replace).unwrap();
+    let made = |name: &str| calls(|| u.mknod(&caller(), dir, named(name), FILE, 0).unwrap().id);
+    let (file, seen) = made("a");
+    assert_eq!(seen, ["openat", "statx"]);
+    let (_, seen) = calls(|| u.rename(&caller(), (dir, named("a")), (dir, named("b")), Rename::Replace).unwrap());
+    assert_eq!(seen, ["statx", "statx", "renameat2"]);
+    let (_, seen) = calls(|| u.unlink(&caller(), dir, named("b")).unwrap());
+    assert_eq!(seen, ["statx", "unlinkat"]);
+    u.forget(file, 1);
+    let (_, seen) = calls(|| u.mkdir(&caller(), dir, named("d"), 0o755).unwrap());
+    assert_eq!(seen, ["mkdirat", "statx"]);
+    // Opened, for whoever is in it.
+    let (_, seen) = calls(|| u.rmdir(&caller(), dir, named("d")).unwrap());
+    assert_eq!(seen, ["statx", "openat", "rmdir"]);
+}
+
+#[test]
+fn a_new_file_is_known_to_have_no_capability() {
+    let layers = Layers::of(&["l = 1"]).volatile();
+    let u = watched(&layers);
+    u.lookup(&caller(), u.root(), named("none")).unwrap_err();
+    let file = u.mknod(&caller(), u.root(), named("new"), FILE, 0).unwrap().id;
+    let capability = named("security.capability");
+    let (answer, seen) = calls(|| u.getxattr(file, capability));
+    assert_eq!((answer.unwrap_err(), seen.len()), (Errno::ENODATA, 0));
+    // That it has no others is not known.
+    assert_eq!(calls(|| u.getxattr(file, named("user.a"))).1, ["listxattr"]);
+}
+
+#[test]
+fn whiteouts_are_names_of_one_inode() {
+    let layers = Layers::of(&["d/a = 1\n d/b = 1\n d/c = 1\n d/d = 1"]).volatile();
+    let u = watched(&layers);
+    let d = u.lookup(&caller(), u.root(), named("d")).unwrap().id;
+    u.unlink(&caller(), d, named("a")).unwrap();
+    let (_, seen) = calls(|| u.unlink(&caller(), d, named("b")).unwrap());
+    assert_eq!(seen, ["statx", "statx", "linkat"]);
+    let inode = |name: &str| fs::symlink_metadata(layers.upper_path("d").join(name)).unwrap().ino();
+    assert_eq!(inode("a"), inode("b"));
+    // Where no name is left of it there is another.
+    for name in ["a", "b"] {
+        u.mknod(&caller(), d, named(name), FILE, 0).unwrap();
+    }
+    u.unlink(&caller(), d, named("c")).unwrap();
+    u.unlink(&caller(), d, named("d")).unwrap();
+    assert_eq!(inode("c"), inode("d"));
+}
+
+#[test]
+fn a_copy_is_looked_at_once() {
+    let layers = Layers::of(&["d/a = 1\n d/b = 1"]).volatile();
+    let u = watched(&layers);
+    let d = u.lookup(&caller(), u.root(), named("d")).unwrap().id;
+    let change = |name: &str| {
+        let file = u.lookup(&caller(), d, named(name)).unwrap().id;
+        calls(|| u.setattr(&caller(), file, &SetAttr { mode: Some(0o600), ..NOTHING }).unwrap()).1
+    };
+    change("a");
+    let count = |seen: &[&str], call: &str| seen.iter().filter(|name| **name == call).count();
+    let seen = change("b");
+    // The lower file, the copy, its directory before and after, and the result.
+    assert_eq!(count(&seen, "statx"), 5, "{seen:?}");
+    assert_eq!((count(&seen, "fchmodat2"), count(&seen, "open_by_handle_at")), (2, 0), "{seen:?}");
+}

@@ -114,6 +114,20 @@ fn as_nobody(campaign: &Campaign) -> Result<(), String> {
     Ok(())
 }
 
+/// Two ordinary users on one mount, each as the kernel's overlay lets them: sticky and setgid directories, umasks, ACLs,
+/// groups, files of the other.
+#[test]
+fn answers_two_users_as_the_kernels_overlay_does() {
+    const NAME: &str = "answers_two_users_as_the_kernels_overlay_does";
+    if !common::is_real_root() || !common::has_fuse() {
+        return common::skip(NAME, "needs root and /dev/fuse");
+    }
+    let _alone = ALONE.lock();
+    if let Err(report) = Campaign::for_two_users().go() {
+        panic!("plyfs differs from the kernel's overlay:\n{report}");
+    }
+}
+
 /// The harness is worth something only if it finds what is there to be found.
 #[test]
 fn a_difference_is_noticed() {

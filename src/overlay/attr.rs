@@ -81,8 +81,7 @@ impl Overlay {
         }
         self.copy_up(&node)?;
         if set.uid.is_some() || set.gid.is_some() {
-            let (uid, gid) = self.owner_on_disk(set.uid, set.gid);
-            self.with_real(&node, |at, _| self.chown(at, uid, gid))?;
+            self.set_owner(caller, &node, set)?;
         }
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
             // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
@@ -109,14 +108,31 @@ impl Overlay {
         Ok(result)
     }
 
-    /// Takes sgid from what is not the caller's group's, before its ACL goes: the server, who removes it, may keep it.
-    pub(super) fn clear_sgid_of_stranger(&self, caller: &Caller, node: &Arc<Node>) -> Result<()> {
+    /// Takes sgid from what is not the caller's group's, before its ACL or owner changes: the server, who changes it, may
+    /// keep it. Gives the mode that it had, if it had that.
+    pub(super) fn clear_sgid_of_stranger(&self, caller: &Caller, node: &Arc<Node>) -> Result<Option<u32>> {
         let stat = self.attr(node)?;
         if stat.mode & libc::S_ISGID == 0 || caller.is_in_group(stat.gid) {
-            return Ok(());
+            return Ok(None);
         }
         self.copy_up(node)?;
-        self.clear_sgid(node.id)
+        self.clear_sgid(node.id)?;
+        Ok(Some(stat.mode))
+    }
+
+    /// Changes the owner. The file system takes suid away, and sgid where the group may execute; what remains to be done is
+    /// what depends on who the caller is. Call after the copy-up.
+    fn set_owner(&self, caller: &Caller, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+        let plain = caller.uid != 0 && node.kind != Kind::Dir;
+        let had = if plain { self.clear_sgid_of_stranger(caller, node)? } else { None };
+        let (uid, gid) = self.owner_on_disk(set.uid, set.gid);
+        let changed = self.with_real(node, |at, _| self.chown(at, uid, gid));
+        if let (Err(_), Some(mode)) = (changed, had)
+            && let Err(errno) = self.with_real(node, |at, _| self.chmod(at, mode))
+        {
+            log::warn!("node {}: neither its owner nor its mode could be set: {errno}", node.id);
+        }
+        changed
     }
 
     /// Takes the set-group-id bit away, as a change of the ACL by somebody outside the group does.

@@ -8,8 +8,8 @@
 
 use super::bench::Bench;
 use super::exceptions::{EXCEPTIONS, NOT_GENERATED};
-use super::generate::Generator;
-use super::layers::{Rights, layer, split_data};
+use super::generate::{Company, Generator};
+use super::layers::{Rights, layer, share, split_data};
 use super::options;
 use super::rng::Rng;
 use super::run::{Failure, Layers, Scenario, Source, kernel_layer, run};
@@ -34,6 +34,8 @@ pub struct Campaign {
     pub operations: usize,
     /// Who makes the two unions.
     pub makers: [Maker; 2],
+    /// Who asks for the operations.
+    pub company: Company,
     /// How long altogether.
     pub limit: Duration,
     /// How long making a failure small may take.
@@ -76,6 +78,7 @@ impl Campaign {
                 Maker::Kernel,
                 if std::env::var_os("PLYFS_DIFF_KERNEL").is_some() { Maker::Kernel } else { Maker::Plyfs },
             ],
+            company: Company::Owner,
             limit: Duration::from_secs(number("PLYFS_DIFF_SECONDS").unwrap_or(if runs.is_some() {
                 1 << 20
             } else {
@@ -123,6 +126,12 @@ impl Campaign {
         Campaign { makers: [Maker::Plain, Maker::Plyfs], limit: all.limit / 3, ..all }
     }
 
+    /// The same with two ordinary users in the place of root.
+    pub fn for_two_users() -> Campaign {
+        let all = Campaign::from_environment();
+        Campaign { company: Company::TwoUsers, limit: all.limit / 5, ..all }
+    }
+
     /// Runs everything as root. `Err` is the report of what differed.
     pub fn go(&self) -> Result<(), String> {
         let mut found = Reports::default();
@@ -155,9 +164,13 @@ impl Campaign {
             // Other sets on each file system.
             let turn = seed.wrapping_add(61 * bench.turn());
             let options = self.options.get((turn % self.options.len().max(1) as u64) as usize);
-            let scenario = scenario(bench, *seed, self.makers, options.map_or("", String::as_str));
-            let generator =
-                Box::new(Generator::new(seed.wrapping_mul(31), rights, Marks::of_kernel(&scenario.options)));
+            let mut scenario = scenario(bench, *seed, self.makers, options.map_or("", String::as_str));
+            if self.company == Company::TwoUsers {
+                share_with_two(&mut scenario, *seed);
+            }
+            let mut generator = Generator::new(seed.wrapping_mul(31), rights, Marks::of_kernel(&scenario.options));
+            generator.company = self.company;
+            let generator = Box::new(generator);
             let Err(failure) = run(bench, &scenario, Source::Random { generator, count: self.operations }) else {
                 continue;
             };
@@ -179,9 +192,10 @@ impl Campaign {
         let (scenario, failure) = shrink(bench, scenario, failure, self.patience);
         let mut text = format!("\n=== {} (PLYFS_DIFF_FS={} PLYFS_DIFF_SEED={seed}", failure.sort, bench.name());
         text += &format!(" PLYFS_DIFF_OPS={}; operation {first})\n", self.operations);
-        let Scenario { umask, spread, names, options, .. } = &scenario;
+        let Scenario { umasks, spread, names, options, .. } = &scenario;
         text += &format!(
-            "umask {umask:03o}{}{}{}",
+            "umasks {}{}{}{}",
+            umasks.map(|umask| format!("{umask:03o}")).join(" "),
             if options.is_empty() { String::new() } else { format!(", options{options}") },
             if scenario.settle { ", copy-up at open" } else { "" },
             if *spread { ", lowers on two file systems" } else { "" }
@@ -260,13 +274,21 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> 
         names: lowers.iter().map(|_| with_names && rng.chance(70)).collect(),
         spread: !plain && rng.chance(15),
         options: options.to_owned(),
-        umask: *rng.pick(&[0o022, 0o022, 0, 0o077]),
+        umasks: [*rng.pick(&[0o022, 0o022, 0, 0o077]); 3],
         every: *rng.pick(&[0, 10, 50]),
         layers: Layers { lowers, upper, data },
         settle,
         numbers: bench.name() == "tmpfs" && makers[1] == Maker::Plyfs,
         fault: None,
     }
+}
+
+/// Makes a scenario one for two users, each with a umask of its own.
+fn share_with_two(scenario: &mut Scenario, seed: u64) {
+    let mut rng = Rng::new(seed ^ 0x2);
+    let layers = &mut scenario.layers;
+    layers.lowers.iter_mut().chain([&mut layers.upper]).for_each(|layer| share(&mut rng, layer));
+    scenario.umasks = [0, 0, 0].map(|_| *rng.pick(&[0o022, 0o002, 0o007, 0, 0o077]));
 }
 
 /// A layer on top of `below`: a random one, or one that the kernel wrote.

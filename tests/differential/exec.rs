@@ -115,9 +115,12 @@ pub fn name_of(errno: Errno) -> String {
     known.map_or_else(|| format!("errno {}", errno.raw_os_error()), |(_, name)| (*name).to_owned())
 }
 
-/// Carries out `call` on `side`; then has what was opened for writing copied up if the run asks for that.
+/// Carries out `call` on `side`, with its caller's umask; then has what was opened for writing copied up if the run asks for that.
 pub fn exec(side: &mut Side, call: &Call) -> Outcome {
+    let umask = Mode::from_raw_mode(side.umasks[call.caller as usize]);
+    let before = rustix::process::umask(umask);
     let outcome = carry_out(side, call);
+    rustix::process::umask(before);
     if let (Some(slot), true) = (side.unsettled.take(), side.settle)
         && let Some(file) = &side.files[slot]
     {

@@ -13,12 +13,23 @@ use rustix::fs::{FileType, OFlags};
 /// What is there: paths and types, sorted by path; the root is the first.
 pub type Scene = Vec<(P, FileType)>;
 
+/// Who asks for operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// Whoever runs the test, and with the rights of root two ordinary users now and then.
+    Owner,
+    /// Two ordinary users who share a group, and nobody else.
+    TwoUsers,
+}
+
 /// Chooses operations.
 pub struct Generator {
     rng: Rng,
     rights: Rights,
     /// How often in a thousand the union is mounted anew.
     pub remounts: u64,
+    /// Who asks.
+    pub company: Company,
     /// How the overlay's marks are written.
     marks: Marks,
 }
@@ -26,14 +37,17 @@ pub struct Generator {
 impl Generator {
     /// The generator that `seed` names.
     pub fn new(seed: u64, rights: Rights, marks: Marks) -> Generator {
-        Generator { rng: Rng::new(seed), rights, remounts: 5, marks }
+        Generator { rng: Rng::new(seed), rights, remounts: 5, company: Company::Owner, marks }
     }
 
     /// The next operation, given what is there.
     pub fn next(&mut self, scene: &Scene) -> Call {
-        let caller = match self.rights {
-            Rights::User => Caller::Owner,
-            Rights::Root => self.rng.weighted(&[(60, Caller::Owner), (25, Caller::Alice), (15, Caller::Bob)]),
+        let caller = match (self.company, self.rights) {
+            (Company::TwoUsers, _) => *self.rng.pick(&[Caller::Alice, Caller::Bob]),
+            (Company::Owner, Rights::User) => Caller::Owner,
+            (Company::Owner, Rights::Root) => {
+                self.rng.weighted(&[(60, Caller::Owner), (25, Caller::Alice), (15, Caller::Bob)])
+            }
         };
         if self.rng.below(1000) < self.remounts {
             return Call { caller: Caller::Owner, op: Op::Remount };
@@ -231,7 +245,9 @@ impl Generator {
                 Op::Chmod { path, mode: self.mode(dir) }
             }
             4..6 => Op::Chown { path, uid: self.id(), gid: self.id() },
-            6..9 => Op::Utimens { path, atime: self.time(), mtime: self.time() },
+            // Whoever may write may set both to the present; all else is the owner's.
+            6..7 => Op::Utimens { path, atime: Time::Now, mtime: Time::Now },
+            7..9 => Op::Utimens { path, atime: self.time(), mtime: self.time() },
             _ => Op::Truncate { path: self.file(scene), size: self.offset() },
         }
     }

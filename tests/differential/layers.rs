@@ -95,6 +95,20 @@ fn put_marks(rng: &mut Rng, tree: &mut Tree, union: &Tree, entries: u64, rights:
     }
 }
 
+/// Makes a layer one that two users of a group work on: directories of one or of both, sticky, setgid, with a default ACL.
+pub fn share(rng: &mut Rng, tree: &mut Tree) {
+    for (path, node) in tree.nodes.iter_mut().filter(|(_, node)| node.is_dir()) {
+        if !path.is_empty() && rng.chance(40) {
+            continue;
+        }
+        (node.uid, node.gid) = (*rng.pick(&[0, 1000, 1001]), 2000);
+        node.mode = *rng.pick(&[0o777, 0o1777, 0o775, 0o1775, 0o2775, 0o2770, 0o3777]);
+        if rng.chance(25) {
+            node.xattrs.insert(p(b"system.posix_acl_default"), p(acl(rng, Rights::Root)));
+        }
+    }
+}
+
 /// Moves the data of some files of a layer into a layer of data: what stays says where it is, as composefs has it.
 pub fn split_data(rng: &mut Rng, tree: &mut Tree, data: &mut Tree) {
     for node in tree.nodes.values_mut() {

@@ -40,7 +40,7 @@ fn case(name: &'static str, lower: &[(&str, Node)], upper: &[(&str, Node)], call
         names: vec![false],
         spread: false,
         options: String::new(),
-        umask: 0o022,
+        umasks: [0o022; 3],
         every: 1,
         settle: false,
         numbers: true,
@@ -143,6 +143,21 @@ fn privileges() -> Vec<Case> {
             &[("f", owned(1001, 2000, file(0o4755)))],
             &[],
             vec![(Caller::Alice, nobody)],
+        ),
+        case(
+            "an owner who is not in the group loses sgid with a change of group, even of what the group may not execute",
+            &[("f", owned(1001, 0, file(0o2644))), ("g", owned(1000, 1001, file(0o2644)))],
+            &[],
+            vec![
+                (Caller::Bob, Op::Chown { path: p("f"), uid: None, gid: Some(0) }),
+                (Caller::Alice, Op::Chown { path: p("g"), uid: None, gid: Some(2000) }),
+            ],
+        ),
+        case(
+            "an owner who is in the group keeps the sgid of what the group may not execute when the group changes",
+            &[("f", owned(1001, 1000, file(0o2644)))],
+            &[],
+            vec![(Caller::Bob, Op::Chown { path: p("f"), uid: None, gid: Some(2000) })],
         ),
         case(
             "a writer who is not in the group clears sgid even of what the group may not execute",

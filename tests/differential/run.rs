@@ -50,8 +50,8 @@ pub struct Scenario {
     pub spread: bool,
     /// Options of both mounts, each with a comma before it.
     pub options: String,
-    /// The callers' umask.
-    pub umask: u32,
+    /// The umask of each caller, in the order of `Caller`.
+    pub umasks: [u32; 3],
     /// After how many operations the trees are compared, besides the end.
     pub every: usize,
     /// Whether everything that is opened for writing is copied up at once on both sides.
@@ -78,6 +78,7 @@ impl Scenario {
     /// A side of this run at a mount point.
     fn side(&self, point: &std::path::Path) -> Result<Side, Errno> {
         let mut side = Side::new(point, self.settle)?;
+        side.umasks = self.umasks;
         side.settle_data = self.options.contains("metacopy=on");
         Ok(side)
     }
@@ -133,7 +134,7 @@ pub fn run(bench: &Bench, scenario: &Scenario, source: Source) -> Result<Vec<Cal
         scenario.layers.upper.write(place.upper(), kernel_marks).expect("an upper layer can be written");
         scenario.layers.data.write(place.data(), kernel_marks).expect("a layer of data can be written");
     }
-    let before = rustix::process::umask(Mode::from_raw_mode(scenario.umask));
+    let before = rustix::process::umask(Mode::from_raw_mode(scenario.umasks[0]));
     let mut calls = Vec::new();
     let result = go(scenario, source, &places, &mut calls);
     rustix::process::umask(before);

@@ -26,6 +26,8 @@ pub struct Side {
     pub settle: bool,
     /// Whether that change is to the data, which can be copied up apart from attributes, and so to its time as well.
     pub settle_data: bool,
+    /// The umask of each caller, in the order of `Caller`.
+    pub umasks: [u32; 3],
     /// A descriptor that was just opened for writing.
     pub unsettled: Option<usize>,
 }
@@ -41,6 +43,7 @@ impl Side {
             dirs: Default::default(),
             settle,
             settle_data: false,
+            umasks: [0o022; 3],
             unsettled: None,
         })
     }

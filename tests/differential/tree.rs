@@ -289,7 +289,9 @@ pub fn xattrs(path: &Path) -> Result<BTreeMap<P, P>, Errno> {
         other => other?,
     };
     let mut found = BTreeMap::new();
-    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    // xfs lists its ACLs a second time, under names that it does not take elsewhere.
+    let is_own = |name: &&[u8]| !name.is_empty() && !name.starts_with(b"trusted.SGI_ACL_");
+    for name in list[..length].split(|byte| *byte == 0).filter(is_own) {
         let mut value = vec![0; 65536];
         let length = rustix::fs::lgetxattr(path, name, &mut value)?;
         found.insert(P::from(name), P::from(&value[..length]));

@@ -125,10 +125,7 @@ fn examine(side: &Side, path: &P, listed: Option<(u64, FileType)>) -> Result<Ent
         _ => {}
     }
     match xattrs(&side.real(path)) {
-        Ok(mut found) => {
-            found.retain(|name, _| !name.as_bytes().starts_with(b"trusted.SGI_ACL_"));
-            fields.insert("xattrs", format!("{found:?}"))
-        }
+        Ok(found) => fields.insert("xattrs", format!("{found:?}")),
         Err(errno) => fields.insert("xattrs", format!("{errno:?}")),
     };
     Ok(Entry {

@@ -226,6 +226,21 @@ impl Adapter {
         }
     }
 
+    /// What a LOOKUP that failed is answered with. If the kernel knows the name, it asks whether that still holds, and takes any
+    /// error but `ENOMEM` and `EINTR` for a no: what is mounted on the object, or below it, would go. That the server has no
+    /// descriptors left, or that a layer does not answer, is no such no.
+    pub(super) fn unknown(&self, header: &Header, body: &[u8], errno: Errno) -> Errno {
+        match errno {
+            Errno::EMFILE | Errno::ENFILE => Errno::ENOMEM,
+            Errno::EIO | Errno::ENOTCONN
+                if Reader(body).name().is_ok_and(|name| self.overlay.is_known_as(header.node, name)) =>
+            {
+                Errno::ENOMEM
+            }
+            errno => errno,
+        }
+    }
+
     pub(super) fn entry(&self, entry: &Entry, buffers: &mut Buffers) -> Answer {
         let (names, attributes) = (self.policy.names(entry.lasting), self.policy.attributes(entry.lasting));
         buffers.out.put_entry(entry.id, &entry.attr, names, attributes);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::adapter::{Adapter, Answer, Buffers};
-use super::wire::{Header, operation};
+use super::wire::{Header, opcode, operation};
 use crate::errno::{Errno, Result};
 
 /// How often a request for which there are no descriptors is tried again.
@@ -65,6 +65,9 @@ impl Tally {
             if TROUBLE.contains(&errno) {
                 let what = adapter.overlay().whereabouts(header.node);
                 log::warn!("{} of {what}: {errno}", operation(header.opcode));
+            }
+            if header.opcode == opcode::LOOKUP {
+                return Err(adapter.unknown(header, body, errno));
             }
         }
         answer
@@ -133,7 +136,6 @@ impl Tallies {
 mod tests {
     use super::*;
     use crate::fuse::adapter::Policy;
-    use crate::fuse::wire::opcode;
     use crate::overlay::Overlay;
     use crate::overlay::config::Config;
     use crate::sys::faults::{Fault, arm, disarm};
@@ -172,5 +174,29 @@ mod tests {
         let (adapter, answered) = look_up(&tallies, 1, Fault::Fails(Errno::EMFILE));
         assert_eq!(answered, Ok(Answer::Out));
         assert!(tallies.report(&adapter).contains("errors 0 faults 0 descriptor shortages 1"));
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_knows_is_never_denied_for_trouble_with_a_layer() {
+        let layer = tempfile::tempdir().unwrap();
+        std::fs::write(layer.path().join("f"), "").unwrap();
+        let config = Config { lowers: vec![layer.path().to_owned()], ..Config::default() };
+        let adapter = Adapter::new(Arc::new(Overlay::new(&config).unwrap()), Policy::default());
+        let tallies = Tallies::default();
+        let header = Header { opcode: opcode::LOOKUP, unique: 1, node: 1, uid: 0, gid: 0, pid: 1 };
+        let tally = tallies.begin();
+        let again = |name: &[u8], errno| {
+            arm(1, Fault::Fails(errno));
+            let answer = tally.answer(&adapter, &header, name, &mut Buffers::default());
+            disarm();
+            answer
+        };
+        assert_eq!(again(b"f\0", Errno::EIO), Err(Errno::EIO));
+        assert_eq!(tallies.begin().answer(&adapter, &header, b"f\0", &mut Buffers::default()), Ok(Answer::Out));
+        for errno in [Errno::EIO, Errno::ENOTCONN] {
+            assert_eq!(again(b"f\0", errno), Err(Errno::ENOMEM));
+            assert_eq!(again(b"other\0", errno), Err(errno));
+        }
+        assert_eq!(again(b"f\0", Errno::EACCES), Err(Errno::EACCES));
     }
 }

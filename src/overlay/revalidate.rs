@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::node::{Nameless, Node, Place, RealId, UPPER};
+use super::node::{Nameless, Node, NodeId, Place, RealId, UPPER};
 use super::resolve::{Found, From};
 use super::superblock::Overlay;
 use super::watch::Listener;
@@ -63,6 +63,12 @@ impl Overlay {
                 self.unwatch(node);
             }
         }
+    }
+
+    /// Whether the kernel may know an object by a name: of an object with several, by the one that it was found by last.
+    pub fn is_known_as(&self, parent: NodeId, name: &OsStr) -> bool {
+        let Ok(dir) = self.node(parent) else { return false };
+        self.table.below(parent).iter().any(|node| node.place().is(&dir, name))
     }
 
     /// Whatever was said of a name holds no longer; and if it is a directory that is made of other parts now, nothing that

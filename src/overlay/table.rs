@@ -172,6 +172,15 @@ impl Table {
         much
     }
 
+    /// The nodes that have this one as their parent. Looks at all nodes: for what is rare.
+    pub fn below(&self, parent: NodeId) -> Vec<Arc<Node>> {
+        let inner = self.inner.lock();
+        if inner.get(parent).is_none_or(|parent| children(parent) == 0) {
+            return Vec::new();
+        }
+        inner.nodes.iter().filter(|node| node.remembered.lock().parent == parent).cloned().collect()
+    }
+
     /// How many nodes there are.
     pub fn len(&self) -> usize {
         self.inner.lock().nodes.len()

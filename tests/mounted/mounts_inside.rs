@@ -257,3 +257,44 @@ fn events_that_were_lost_cost_no_mount_and_no_name() {
     sleep(SETTLED);
     assert!(inside.stays());
 }
+
+#[test]
+fn a_mount_inside_the_union_outlives_a_lack_of_descriptors() {
+    plyfs_only!();
+    need_root!();
+    need!(have("prlimit"), "no prlimit (util-linux)");
+    let layers = Layers::new(1);
+    write(layers.root().join("source/file"), "mounted");
+    for name in ["above/in/point/.keep", "above/in/right"] {
+        write(layers.lower(name), "lower");
+        write(layers.upper(name), "upper");
+    }
+    write(layers.lower("other/file"), "other");
+    let union = layers.mount();
+    let source = union.root().join("source");
+    let dir = Inside::new(&source, union.merged("above/in/point"));
+    let file = Inside::new(&source.join("file"), union.merged("above/in/right"));
+    let limit = |count: &str| {
+        run("prlimit", &["--pid", &union.daemon().to_string(), &format!("--nofile={count}:4096")]);
+    };
+    limit("3");
+    // What is only kept is closed for this, in vain.
+    assert_eq!(errno(fs::read(union.merged("other/file"))), libc::ENOMEM);
+    // All that was told of the names above the mounts is taken back.
+    for _ in 0..3 {
+        for name in ["", "above", "above/in", "above/in/point"] {
+            chmod(union.upper(name), 0o711);
+            write(union.upper(name).join("made"), "");
+            fs::remove_file(union.upper(name).join("made")).unwrap();
+        }
+        sleep(SETTLED / 2);
+        for path in ["above", "above/in", "above/in/right", "above/in/point/file"] {
+            let error = fs::metadata(union.merged(path)).err().and_then(|error| error.raw_os_error());
+            assert!([None, Some(libc::ENOMEM), Some(libc::EMFILE)].contains(&error), "{path}: {error:?}");
+        }
+    }
+    assert_eq!(errno(fs::metadata(dir.0.join("file"))), libc::ENOMEM);
+    assert!(dir.stays() && file.stays(), "unmounted: {} {}", dir.stays(), file.stays());
+    limit("4096");
+    assert_eq!((read(dir.0.join("file")), read(&file.0)), ("mounted".to_owned(), "mounted".to_owned()));
+}

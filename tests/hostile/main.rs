@@ -8,9 +8,8 @@
 mod dents;
 mod layers;
 mod options;
+mod properties;
 mod requests;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;

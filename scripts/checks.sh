@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# What only a nightly toolchain can check: undefined behaviour (Miri), data races (ThreadSanitizer), and input that fuzzers make
+# up. Not a part of continuous integration.
+#
+#   scripts/checks.sh [SECONDS] [miri] [tsan] [fuzz]      each for so long (60), all three when none is named
+#
+# Everything is built into target/checks. What a fuzzer finds lies in fuzz/artifacts; `cargo +nightly fuzz run TARGET FILE` in the
+# package's directory repeats it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+seconds=60
+case ${1:-} in [0-9]*) seconds=$1; shift ;; esac
+[ $# -gt 0 ] || set -- miri tsan fuzz
+checks=$PWD/target/checks
+failed=0
+
+component() { [ -d "$(rustc +nightly --print sysroot 2>/dev/null)/$1" ]; }
+skip() { echo "skipped: $1: $2"; }
+
+# for_a_while COMMAND...: whoever has not ended in time has found nothing.
+for_a_while() {
+    local status=0
+    timeout --kill-after=10 "$seconds" "$@" || status=$?
+    [ "$status" = 0 ] || [ "$status" = 124 ] || failed=1
+}
+
+miri() {
+    cargo +nightly miri --version >/dev/null 2>&1 || { skip miri "no nightly toolchain with the component miri"; return; }
+    say "Miri"
+    # What makes no system call that Miri does not know.
+    MIRIFLAGS=-Zmiri-disable-isolation for_a_while cargo +nightly miri test --quiet --target-dir "$checks/miri" --lib -- \
+        fuse::wire fuse::notices sys::acl sys::dents overlay::idmap overlay::xattr overlay::origin overlay::order sys::faults
+}
+
+tsan() {
+    component lib/rustlib/src/rust/library || { skip tsan "no nightly toolchain with the component rust-src"; return; }
+    say "ThreadSanitizer"
+    local target build
+    target=$(rustc +nightly -vV | sed -n 's/^host: //p')
+    build=(cargo +nightly test --quiet -Zbuild-std --target "$target" --target-dir "$checks/tsan")
+    export RUSTFLAGS=-Zsanitizer=thread
+    "${build[@]}" --lib --test union --test load --no-run
+    for_a_while "${build[@]}" --lib
+    for_a_while "${build[@]}" --test union -- concurrency storms
+    # The server is built so, too: eight processes at one mount.
+    PLYFS_LOAD=$seconds for_a_while "${build[@]}" --test load
+    unset RUSTFLAGS
+}
+
+fuzz() {
+    cargo +nightly fuzz --version >/dev/null 2>&1 || { skip fuzz "no nightly toolchain with cargo-fuzz"; return; }
+    local target
+    for target in options entries marks requests; do
+        say "fuzzing $target"
+        cargo +nightly fuzz run --target-dir "$checks/fuzz" "$target" -- \
+            -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 || failed=1
+    done
+}
+
+for check in "$@"; do
+    case $check in
+    miri | tsan | fuzz) "$check" ;;
+    *) echo "no such check: $check" >&2; exit 2 ;;
+    esac
+done
+exit "$failed"

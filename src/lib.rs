@@ -39,8 +39,9 @@
 //!                      directory and published with one rename -> pwrite on the copy
 //! ```
 //!
-//! With `metacopy=on` a change of attributes publishes a file without its data (`overlay/metacopy`): the mark that says so
-//! goes when a write has brought the data, and until then reads go to the layer below. With `redirect_dir=on` a directory
+//! With `metacopy=on` a change of attributes publishes a file without its data (`overlay/metacopy`): a write puts a whole one
+//! in its place, or, where it has several names, brings the data and takes the mark that says so; until then reads go to the
+//! layer below. With `redirect_dir=on` a directory
 //! that a lower has is moved by one rename of its upper part, and a mark on it says where the search goes on below
 //! (`overlay/redirect`): a lookup in it walks from that layer's own root. With `index=on` the copy of a lower file with several
 //! names is published under `work/index` and linked to the name that was written (`overlay/index`); the others find it there,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::config::Fsync;
+use super::index::has_no_handles;
 use super::metacopy::LowerData;
 use super::node::{LayerIndex, Node, Place, RealId, UPPER};
 use super::origin::Origin;
@@ -95,7 +96,7 @@ impl Overlay {
         }
         if !matches!(data, Data::Later) && self.is_without_data(node) {
             let _copying = node.copying.lock();
-            self.complete_data(node, data)?;
+            cut = self.complete_data(node, data)?;
         }
         Ok(cut)
     }
@@ -106,7 +107,11 @@ impl Overlay {
             stat.mode = caller.without_privileges(&self.shown(node, stat));
         }
         let temporary = work.temporary();
-        let indexed = layer != UPPER && self.is_indexed(&stat);
+        // None where the file system has no handles: then the names part.
+        let origin = match layer != UPPER && self.is_indexed(&stat) {
+            true => self.with_real(node, |at, layer| self.origin_mark(at, layer))?,
+            false => None,
+        };
         let left = if matches!(data, Data::Later) { self.data_to_leave(node, &stat, layer) } else { None };
         let wanted = if left.is_none() && matches!(data, Data::Later) { Data::All } else { data };
         let Built { copy, number, real } = self.build(work, node, &temporary, &stat, layer, wanted)?;
@@ -120,8 +125,8 @@ impl Overlay {
             }
             return self.adopt_nameless(node, &temporary, copy);
         };
-        if indexed && self.own_mark(temporary.at(), Mark::Origin)?.is_some_and(|origin| !origin.is_empty()) {
-            let published = self.publish_in_index(node, temporary, &stat, left)?;
+        if let Some(origin) = origin {
+            let published = self.publish_in_index(node, temporary, (&stat, &origin), left)?;
             // By the index it shows already: an error would say that nothing was changed.
             if let Err(errno) = self.link_copied(node, &parent, &name) {
                 log::info!("node {}: the copy is in the index, and has no name yet: {errno}", node.id);
@@ -176,7 +181,8 @@ impl Overlay {
         // Before the ACL and the mode, which may refuse a server that is not root.
         let mut number = Number::Changed;
         if self.keeps_origin(node, stat) {
-            number = self.with_real(node, |from, _| self.set_origin(node, stat, from, to, layer))?;
+            let indexed = layer != UPPER && self.is_indexed(stat);
+            number = self.with_real(node, |from, _| self.set_origin(node, stat, (from, layer), to, indexed))?;
         }
         // After the owner, a change of which drops capabilities, and after the data, for the same reason.
         self.with_real(node, |from, _| self.copy_xattrs(from, to, layer))?;
@@ -260,14 +266,26 @@ impl Overlay {
         node.kind == Kind::Dir || stat.nlink == 1 || self.is_indexed(stat)
     }
 
-    /// Marks a copy with where it came from. Says whether its number will be found again by that.
-    fn set_origin(&self, node: &Node, stat: &Stat, from: At<'_>, to: At<'_>, layer: LayerIndex) -> Result<Number> {
+    /// Marks a copy with where it came from. Says whether its number will be found again by that. Without the mark one that is
+    /// `indexed` would part from its other names.
+    fn set_origin(
+        &self,
+        node: &Node,
+        stat: &Stat,
+        (from, layer): (At<'_>, LayerIndex),
+        to: At<'_>,
+        indexed: bool,
+    ) -> Result<Number> {
         let uuid = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.uuid);
-        let origin = sys::file_handle(from).map(|handle| Origin { uuid: uuid.unwrap_or_default(), handle });
+        let origin = match sys::file_handle(from) {
+            Ok(handle) => Some(Origin { uuid: uuid.unwrap_or_default(), handle }),
+            Err(errno) if indexed && !has_no_handles(errno) => return Err(errno),
+            Err(_) => None,
+        };
         // Empty: copied up, nobody knows from where.
-        let mark = origin.as_ref().ok().and_then(Origin::encode).unwrap_or_default();
+        let mark = origin.as_ref().and_then(Origin::encode).unwrap_or_default();
         let found_again = || {
-            let origin = origin.ok().filter(|_| !mark.is_empty());
+            let origin = origin.filter(|_| !mark.is_empty());
             origin.and_then(|origin| self.number_of_origin(&origin, Some(stat))) == Some(node.ino())
         };
         match self.set_mark(to, Mark::Origin, &mark) {
@@ -275,6 +293,7 @@ impl Overlay {
             Ok(()) => Ok(Number::Changed),
             // A merged directory is known by its lower one.
             Err(errno) if is_absent(errno) && node.kind == Kind::Dir => Ok(Number::Kept),
+            Err(errno) if indexed => Err(errno),
             // Without privilege symlinks and special files hold no mark, in the kernel's overlay neither.
             Err(errno) if is_absent(errno) => Ok(Number::Changed),
             Err(errno) => Err(errno),

@@ -131,11 +131,12 @@ impl Overlay {
         self.claim_name(&parent, target.dir, name)?;
         // Known from now on: what is to be done about it once the object is there must not fail.
         self.has_wh_names(&parent, &LowerDir::default())?;
-        // It may be one that was copied up: the directory holds such from now on.
-        if let What::Link(node) = what
-            && self.is_impure_object(node)?
-        {
-            self.set_impure(&parent, parent_dir)?;
+        if let What::Link(node) = what {
+            self.with_real(node, |at, _| self.count_by_upper(at))?;
+            // It may be one that was copied up: the directory holds such from now on.
+            if self.is_impure_object(node)? {
+                self.set_impure(&parent, parent_dir)?;
+            }
         }
         let make = || self.make_in_upper(&self.caller_on_disk(caller), &target, what);
         let (file, replaced) = self.change_names(&[(&parent, target.dir)], make)?;

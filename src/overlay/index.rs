@@ -35,6 +35,18 @@ impl Index {
     }
 }
 
+/// An object in the upper whose names are counted, and one of them is about to go.
+pub(super) struct Counted {
+    object: OwnedFd,
+    /// Its entry in the index, if the name is its last.
+    entry: Option<OsString>,
+}
+
+/// Whether an errno says that a file system has no handles, or none that fits; or that nobody here may ask for them.
+pub(super) fn has_no_handles(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOTSUP | Errno::EOVERFLOW | Errno::ENOSYS | Errno::EPERM)
+}
+
 /// The name of an entry: the bytes of the origin mark in hexadecimal digits.
 fn entry_name(origin: &[u8]) -> OsString {
     let mut name = String::with_capacity(origin.len() * 2);
@@ -65,16 +77,22 @@ impl Overlay {
         self.index.is_some() && can && stat.nlink > 1
     }
 
-    /// The origin mark that a copy of a lower object gets; none if its file system has no handles.
-    fn origin_mark(&self, at: At<'_>, layer: LayerIndex) -> Option<Vec<u8>> {
-        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs))?;
-        Origin { uuid: fs.uuid, handle: sys::file_handle(at).ok()? }.encode()
+    /// The origin mark that a copy of a lower object gets; none if its file system has no handles. Any other error is one:
+    /// what cannot be looked up in the index now may be there.
+    pub(super) fn origin_mark(&self, at: At<'_>, layer: LayerIndex) -> Result<Option<Vec<u8>>> {
+        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs));
+        let Some(fs) = fs else { return Ok(None) };
+        match sys::file_handle(at) {
+            Ok(handle) => Ok(Origin { uuid: fs.uuid, handle }.encode()),
+            Err(errno) if has_no_handles(errno) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// What the index has of a lower object. `EIO` for an entry that is of something else.
     pub(super) fn find_in_index(&self, at: At<'_>, lower: &Stat, layer: LayerIndex) -> Result<Option<Found>> {
         let Some(index) = self.index.as_ref().filter(|_| self.is_indexed(lower)) else { return Ok(None) };
-        let Some(origin) = self.origin_mark(at, layer) else { return Ok(None) };
+        let Some(origin) = self.origin_mark(at, layer)? else { return Ok(None) };
         let name = entry_name(&origin);
         let mut stat = match self.stat_in(index.at(&name), UPPER) {
             Ok(stat) if stat.is_null_device() => return Ok(None),
@@ -82,11 +100,16 @@ impl Overlay {
             Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(None),
             Err(errno) => return Err(errno),
         };
-        if stat.kind() != lower.kind() || self.own_mark(index.at(&name), Mark::Origin)?.as_ref() != Some(&origin) {
+        let known = self.own_mark(index.at(&name), Mark::Origin)?;
+        if known.is_none() && self.is_closed_to_server(&sys::stat(index.at(&name))?) {
+            // The name alone has to do: nobody else makes any in there.
+            stat.nlink = lower.nlink;
+        } else if stat.kind() != lower.kind() || known.as_ref() != Some(&origin) {
             log::warn!("index: {} is of something else", name.display());
             return Err(Errno::EIO);
+        } else {
+            self.count_names(index.at(&name), &mut stat, Some(lower.nlink))?;
         }
-        self.count_names(index.at(&name), &mut stat, Some(lower.nlink))?;
         let mut found = Found::new(stat, UPPER);
         found.origin = self.numbers.persistent(&self.layers, lower.dev, lower.ino);
         found.index = Some(name.into());
@@ -128,16 +151,17 @@ impl Overlay {
     /// whose number does not change, so that the count is right whatever happens in between; the next mount sees to the rest.
     /// Where the lower is not to be found (without privilege) a crash right after the link leaves one name too many counted.
     fn link_counted<T>(&self, at: At<'_>, link: impl FnOnce() -> Result<T>) -> Result<T> {
-        let mut stat = sys::stat(at)?;
-        self.count_names(at, &mut stat, None)?;
-        let union = i64::from(stat.nlink);
+        let Some((union, _)) = self.count_by_upper(at)? else { return link() };
         if let Some(lower) = self.names_of_origin(at) {
             self.count_from(at, 'L', union - i64::from(lower))?;
         }
         let linked = link();
         let settle = || self.count_from(at, 'U', union - i64::from(sys::stat(at)?.nlink));
         // The name is there, and an error would say that it is not: what failed once is asked again.
-        settle().or_else(|_| settle())?;
+        if let Err(errno) = settle().or_else(|_| settle()) {
+            // Counted from the lower's the number is right, too; before it changes it is counted from the upper's again.
+            log::warn!("the names of a file in the index are still counted from the lower's: {errno}");
+        }
         linked
     }
 
@@ -146,12 +170,11 @@ impl Overlay {
         &self,
         node: &Arc<Node>,
         temporary: Temporary<'_>,
-        lower: &Stat,
+        (lower, origin): (&Stat, &[u8]),
         data: Option<Arc<LowerData>>,
     ) -> Result<Published> {
         let Some(index) = &self.index else { return Err(Errno::EIO) };
-        let origin = self.own_mark(temporary.at(), Mark::Origin)?.ok_or(Errno::EIO)?;
-        let name = entry_name(&origin);
+        let name = entry_name(origin);
         // The index is a name, too.
         self.count_from(temporary.at(), 'U', i64::from(lower.nlink) - 1)?;
         let real = RealId::of(&sys::stat(temporary.at())?);
@@ -230,41 +253,74 @@ impl Overlay {
         copied
     }
 
-    /// The upper object of a name that is about to go, if its names are counted.
+    /// The upper object of a name that is about to go, if its names are counted. All that may fail is done now: once the name
+    /// is gone, an error would say that it is not.
     pub(super) fn object_to_count(
         &self,
         dir: sys::BorrowedFd<'_>,
         name: &OsStr,
         layer: LayerIndex,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Option<Counted>> {
         if self.index.is_none() || layer != UPPER {
             return Ok(None);
         }
-        match sys::open(dir, name, OFlags::PATH, Mode::empty()) {
-            Ok(object) => Ok(Some(object)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno),
+        let object = match sys::open(dir, name, OFlags::PATH, Mode::empty()) {
+            Ok(object) => object,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let at = At::Fd(object.as_fd());
+        let Some((union, upper)) = self.count_by_upper(at)? else { return Ok(None) };
+        let origin = match union <= 1 {
+            // A layer got names that nobody counted: from now on those count that the upper has, besides the entry.
+            true if upper > 2 => self.count_from(at, 'U', -1).map(|()| None)?,
+            true => self.own_mark(at, Mark::Origin)?,
+            false => None,
+        };
+        Ok(Some(Counted { object, entry: origin.as_deref().map(entry_name) }))
+    }
+
+    /// How many names the union and the upper have for an object. They are counted from the upper's from now on: so the count
+    /// goes along with each name that comes or goes, in one step. None for what is not counted.
+    pub(super) fn count_by_upper(&self, at: At<'_>) -> Result<Option<(i64, i64)>> {
+        if self.index.is_none() {
+            return Ok(None);
+        }
+        let stat = sys::stat(at)?;
+        if stat.is_dir() || stat.nlink == 0 {
+            return Ok(None);
+        }
+        let upper = i64::from(stat.nlink);
+        let name = Mark::Nlink.name(self.namespace);
+        let mark = match self.despite_mode(at, || sys::get_xattr(at, OsStr::new(&name))) {
+            Err(Errno::ENODATA | Errno::ENOTSUP | Errno::EPERM) => return Ok(None),
+            mark => mark?,
+        };
+        match difference(&mark) {
+            Some((b'U', more)) => Ok(Some((upper + more, upper))),
+            // From a link that was cut short. Where the lower is not found, which takes privilege, that is how it stays.
+            Some((_, more)) => {
+                let Some(lower) = self.names_of_origin(at) else { return Ok(None) };
+                let union = i64::from(lower) + more;
+                self.count_from(at, 'U', union - upper)?;
+                Ok(Some((union, upper)))
+            }
+            None => Ok(None),
         }
     }
 
-    /// A name of an upper object was removed: the last one takes the index entry with it, and whoever has the object open
+    /// A name of a counted object was removed: the last one takes the index entry with it, and whoever has the object open
     /// goes on with the object itself. Returns the nodes to let go once no state is locked.
-    pub(super) fn name_removed(&self, object: OwnedFd, of: Option<(&Arc<Node>, &mut State)>) -> Result<Vec<Arc<Node>>> {
-        let Some(index) = &self.index else { return Ok(Vec::new()) };
-        let at = At::Fd(object.as_fd());
-        let mut stat = sys::stat(at)?;
-        if stat.is_dir() || stat.nlink == 0 || self.own_mark(at, Mark::Nlink)?.is_none() {
-            return Ok(Vec::new());
+    pub(super) fn name_removed(&self, counted: Counted, of: Option<(&Arc<Node>, &mut State)>) -> Vec<Arc<Node>> {
+        let (Some(index), Some(entry)) = (&self.index, counted.entry) else { return Vec::new() };
+        if let Err(errno) = sys::unlink(index.dir.as_fd(), &entry) {
+            // No name leads to it, and the next mount removes it.
+            log::warn!("index: {} is of no name any more, and stays: {errno}", entry.display());
         }
-        self.count_names(at, &mut stat, None)?;
-        let Some(origin) = self.own_mark(at, Mark::Origin)?.filter(|_| stat.nlink == 0) else { return Ok(Vec::new()) };
-        sys::unlink(index.dir.as_fd(), &entry_name(&origin))?;
-        if let Some((node, state)) = of {
-            state.rare.set_index(None);
-            state.rare.object.get_or_insert_with(|| Arc::new(object));
-            return Ok(self.lose_name(node, state));
-        }
-        Ok(Vec::new())
+        let Some((node, state)) = of else { return Vec::new() };
+        state.rare.set_index(None);
+        state.rare.object.get_or_insert_with(|| Arc::new(counted.object));
+        self.lose_name(node, state)
     }
 
     /// Takes out of the index what a crash or an offline change of a layer has left there: temporary names, whiteouts,
@@ -291,19 +347,16 @@ impl Overlay {
                 // For NFS, which is none of ours.
                 continue;
             }
-            let mut counted = stat;
-            self.count_names(at, &mut counted, None)?;
+            // From the middle of a link: from here on names come and go, and the lower's number does not tell.
+            let no_name = self.count_by_upper(at)?.is_some_and(|(union, _)| union <= 0);
             let gone = self
                 .layers
                 .lowers
                 .iter()
                 .all(|layer| matches!(sys::open_handle(layer.root.as_fd(), &origin.handle), Err(Errno::ESTALE)));
-            if counted.nlink == 0 || gone {
+            if no_name || gone {
                 log::info!("index: {} is of no name any more", name.display());
                 sys::unlink(index.dir.as_fd(), &name)?;
-            } else if self.own_mark(at, Mark::Nlink)?.is_some_and(|mark| mark.first() == Some(&b'L')) {
-                // From the middle of a link: from here on names come and go, and the lower's number does not tell.
-                self.count_from(at, 'U', i64::from(counted.nlink) - i64::from(stat.nlink))?;
             }
         }
         Ok(())
@@ -313,7 +366,7 @@ impl Overlay {
     pub(super) fn verify_origin(&self) -> Result<()> {
         let (Some(_), Some(upper)) = (&self.index, &self.layers.upper) else { return Ok(()) };
         let lower = self.layers.lowers.first().ok_or(Errno::EINVAL)?;
-        let Some(origin) = self.origin_mark(At::Fd(lower.root.as_fd()), UPPER + 1) else { return Ok(()) };
+        let Some(origin) = self.origin_mark(At::Fd(lower.root.as_fd()), UPPER + 1)? else { return Ok(()) };
         let at = At::Fd(upper.root.as_fd());
         match self.own_mark(at, Mark::Origin)? {
             Some(known) if known == origin => Ok(()),

@@ -3,23 +3,27 @@
 //! Owns: the mark, the search for the data, and its copy-up when it is wanted at last. Answers to the metacopy half of
 //! the kernel's `namei.c` and `copy_up.c`.
 //!
-//! The mark goes only when the data is complete and, where that is asked for, on the disk; until then whoever reads gets
-//! the data of the layer below, so a crash at any moment leaves the old file or the new one. A mark is believed in the
+//! A file with one name is replaced by a whole one. Of others the mark goes only when the data is complete and, where that is
+//! asked for, on the disk; until then whoever reads gets the data of the layer below. So a crash at any moment leaves the old
+//! file or the new one. A mark is believed in the
 //! namespace of this mount only: who can set the other kind must not choose what the server reads.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::config::Verity;
-use super::copy_up::Data;
-use super::node::{LayerIndex, LayerPath, Node, UPPER};
+use super::copy_up::{Cut, Data, keeping_times};
+use super::node::{LayerIndex, LayerPath, Node, RealId, UPPER};
 use super::redirect::{There, Trail, Way};
 use super::resolve::Found;
 use super::superblock::Overlay;
-use super::xattr::Mark;
+use super::table::Key;
+use super::xattr::{Mark, is_absent};
+use super::xattr_known::CAPABILITY;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, SetTime, Stat, VerityDigest};
+use crate::sys::{self, AsFd, At, CopyEffort, Kind, Mode, OFlags, SetTime, Stat, VerityDigest};
 
 /// Where the data of a file lies whose own object has none.
 #[derive(Debug)]
@@ -65,6 +69,19 @@ const NO_MORE_THAN_XATTRS: u64 = 8;
 /// Whether a file takes less space than its data would.
 fn is_hollow(stat: &Stat) -> bool {
     stat.blocks <= NO_MORE_THAN_XATTRS && stat.blocks * 512 < stat.size
+}
+
+/// Whether a file without data was replaced by a whole one.
+enum Replaced {
+    Yes,
+    /// It was renamed, removed or got another name meanwhile: try again.
+    Moved,
+    CannotBe,
+}
+
+/// Gives a file back the capability that a change of its data has taken.
+fn give_capability(at: At<'_>, capability: Option<&[u8]>) -> Result<()> {
+    capability.map_or(Ok(()), |value| sys::set_xattr(at, OsStr::new(CAPABILITY), value, 0))
 }
 
 impl Overlay {
@@ -264,20 +281,136 @@ impl Overlay {
         node.state.read().rare.data.is_some()
     }
 
-    /// Copies the data up that a copy-up has left where it was. Call with the node's `copying` locked.
-    pub(super) fn complete_data(&self, node: &Arc<Node>, wanted: Data) -> Result<()> {
-        let Some(data) = node.state.read().rare.data.clone() else { return Ok(()) };
+    /// Copies the data up that a copy-up has left where it was. Call with the node's `copying` locked. Says whether a
+    /// truncation that is wanted is done.
+    ///
+    /// Of an object that has one name only, and keeps its number by its origin, a whole one is made and takes its place:
+    /// so a death in between leaves the old one, times and all. Others are completed in place, as the kernel does it with
+    /// all: then a death can leave the old data under a new time.
+    pub(super) fn complete_data(&self, node: &Arc<Node>, wanted: Data) -> Result<Cut> {
+        let cut = if matches!(wanted, Data::Cut { .. }) { Cut::Done } else { Cut::ToDo };
+        while let Some(data) = node.data() {
+            match self.replace_by_whole(node, &data, wanted)? {
+                Replaced::Yes => {}
+                Replaced::Moved => continue,
+                Replaced::CannotBe => self.complete_in_place(node, &data, wanted)?,
+            }
+            self.readers.remove(&node.id);
+            self.note_attributes(node);
+            return Ok(cut);
+        }
+        Ok(Cut::ToDo)
+    }
+
+    /// Makes a whole file of one without data, and moves it to its place.
+    fn replace_by_whole(&self, node: &Arc<Node>, data: &LowerData, wanted: Data) -> Result<Replaced> {
+        let Some((parent, name)) = node.named() else { return Ok(Replaced::CannotBe) };
+        let Some(parent_dir) = &parent.dir else { return Err(Errno::ENOTDIR) };
+        let stat = self.with_real(node, |at, _| sys::stat(at))?;
+        let origin = self.with_real(node, |at, _| self.own_mark(at, Mark::Origin))?.unwrap_or_default();
+        let indexed = node.state.read().rare.index.is_some();
+        if stat.nlink != 1 || indexed || self.origin_number(&origin) != Some(node.ino()) {
+            return Ok(Replaced::CannotBe);
+        }
+        let work = self.work()?;
+        let temporary = work.temporary();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let copy = sys::open(work.fd(), temporary.name(), flags, Mode::from_raw_mode(0o600))?;
+        let effort = self.fill(data, &copy, stat.size, wanted)?;
+        self.settle_data(copy.as_fd(), effort)?;
+        let dir = self.dir_fd(&parent, UPPER)?;
+        let place = (dir.as_fd(), &*name);
+        let at = At::Name(dir.as_fd(), &name);
+        let _names = parent_dir.names.write();
+        {
+            // From here on nobody changes its attributes.
+            let mut state = node.state.write();
+            let stat = sys::stat(at)?;
+            if !state.place.is(&parent, &name) || stat.nlink != 1 {
+                return Ok(Replaced::Moved);
+            }
+            if RealId::of(&stat) != state.real {
+                return Err(Errno::ESTALE);
+            }
+            match self.take_attributes(node, (at, &stat), At::Fd(copy.as_fd()), wanted) {
+                // Of somebody else's, or what nobody may set any more: it has them where it is.
+                Err(Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::ENOTSUP) => return Ok(Replaced::CannotBe),
+                result => result?,
+            }
+            let real = RealId::of(&sys::stat(At::Fd(copy.as_fd()))?);
+            let publish = || self.in_writable(dir.as_fd(), || sys::renamed(temporary.pair(), place));
+            keeping_times(dir.as_fd(), publish)?;
+            temporary.publish();
+            self.table.rekey(node, Key::Real(real));
+            state.real = real;
+            state.rare.set_data(None);
+            node.xattrs.forget();
+            let copy = Arc::new(copy);
+            if !self.may_reopen(stat.mode) {
+                // Somebody may have it open for writing from before its mode changed.
+                state.rare.open = Some(copy.clone());
+            }
+            self.writers.insert(node.id, copy);
+        }
+        self.listings.forget(parent.id);
+        self.note_change(&parent, At::Fd(dir.as_fd()));
+        self.note_change(node, at);
+        Ok(Replaced::Yes)
+    }
+
+    /// Copies the first bytes of the data, as many as are wanted of them, and gives the file the size that is wanted.
+    fn fill(&self, data: &LowerData, to: &OwnedFd, size: u64, wanted: Data) -> Result<CopyEffort> {
+        let size_wanted = if let Data::Cut { size, .. } = wanted { size } else { size };
+        let bytes = size.min(size_wanted);
+        let mut effort = CopyEffort::Nothing;
+        if bytes > 0 {
+            let from = self.open_data(data)?;
+            let whole = sys::stat(At::Fd(from.as_fd()))?.size;
+            effort = sys::copy_data(from.as_fd(), to.as_fd(), bytes, whole)?;
+            // What was cloned can be longer than what the attributes say.
+            sys::truncate(to.as_fd(), bytes)?;
+        }
+        if size_wanted > bytes {
+            sys::truncate(to.as_fd(), size_wanted)?;
+        }
+        Ok(effort)
+    }
+
+    /// Gives a file all that another has but the mark that says that its data lies elsewhere.
+    fn take_attributes(&self, node: &Arc<Node>, (from, stat): (At<'_>, &Stat), to: At<'_>, wanted: Data) -> Result<()> {
+        let current = sys::stat(to)?;
+        if (current.uid, current.gid) != (stat.uid, stat.gid) {
+            sys::chown(to, Some(stat.uid), Some(stat.gid))?;
+        }
+        let cut = matches!(wanted, Data::Cut { .. });
+        let hollow = Mark::Metacopy.name(self.namespace);
+        let capability = self.name_on_disk(OsStr::new(CAPABILITY), UPPER)?;
+        let list = sys::list_xattr(from)?;
+        let mut names: Vec<&OsStr> = list.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
+        names.retain(|name| !name.is_empty() && **name != *hollow && !(cut && **name == *capability));
+        // ACLs last: a mode without write permission refuses the rest to who is not root.
+        names.sort_by_key(|name| name.as_bytes().starts_with(b"system.posix_acl_"));
+        for name in names {
+            sys::set_xattr(to, name, &sys::get_xattr(from, name)?, 0)?;
+        }
+        sys::chmod(to, stat.mode)?;
+        if let Data::Cut { kill: Some(caller), .. } = wanted {
+            self.kill_privileges(&caller, node, to)?;
+        }
+        sys::set_times(to, SetTime::At(stat.atime), if cut { SetTime::Now } else { SetTime::At(stat.mtime) })
+    }
+
+    fn complete_in_place(&self, node: &Arc<Node>, data: &LowerData, wanted: Data) -> Result<()> {
         let to = self.open_upper_writable(node)?;
         let at = At::Fd(to.as_fd());
         let stat = sys::stat(at)?;
-        let bytes = match wanted {
-            Data::Cut { size, .. } => stat.size.min(size),
-            Data::Later | Data::All => stat.size,
-        };
-        if let Err(errno) = self.bring_data(&data, &to, &stat, bytes) {
+        let mode = self.stat_in(at, UPPER)?.mode;
+        let capability = super::xattr::value(at, CAPABILITY)?;
+        if let Err(errno) = self.bring_data(node, data, &to, (&stat, capability.as_deref()), wanted) {
             // The mark is there still, so the data is the lower's: with the rest as it was, nothing is changed.
             let back = sys::truncate(to.as_fd(), stat.size)
-                .and_then(|()| if sys::stat(at)?.mode == stat.mode { Ok(()) } else { sys::chmod(at, stat.mode) })
+                .and_then(|()| if self.stat_in(at, UPPER)?.mode == mode { Ok(()) } else { self.chmod(at, mode) })
+                .and_then(|()| give_capability(at, capability.as_deref()))
                 .and_then(|()| sys::set_times(at, SetTime::At(stat.atime), SetTime::At(stat.mtime)));
             if let Err(errno) = back {
                 log::warn!("node {}: its data did not come, and its size did not come back: {errno}", node.id);
@@ -290,34 +423,42 @@ impl Overlay {
             // Somebody may have it open for writing from before its mode changed.
             state.rare.open = Some(Arc::new(to));
         }
-        self.readers.remove(&node.id);
-        drop(state);
-        self.note_attributes(node);
         Ok(())
     }
 
-    /// Brings the first so many bytes of the data into an upper file, and takes its mark, last of all.
-    fn bring_data(&self, data: &LowerData, to: &OwnedFd, stat: &Stat, bytes: u64) -> Result<()> {
+    /// Brings the data into an upper file as it is, or as it is to be, and takes its mark, last of all.
+    fn bring_data(
+        &self,
+        node: &Arc<Node>,
+        data: &LowerData,
+        to: &OwnedFd,
+        (stat, capability): (&Stat, Option<&[u8]>),
+        wanted: Data,
+    ) -> Result<()> {
         let at = At::Fd(to.as_fd());
-        let capability = super::xattr::value(at, "security.capability")?;
-        if bytes < stat.size {
+        let cut = matches!(wanted, Data::Cut { .. });
+        if let Data::Cut { size, .. } = wanted
+            && size < stat.size
+        {
             // While the mark is there: cut, and still whole.
-            sys::truncate(to.as_fd(), bytes)?;
+            sys::truncate(to.as_fd(), size)?;
         }
-        if bytes > 0 {
-            let from = self.open_data(data)?;
-            let whole = sys::stat(At::Fd(from.as_fd()))?.size;
-            let effort = sys::copy_data(from.as_fd(), to.as_fd(), bytes, whole)?;
-            // What was cloned can be longer than what the attributes say.
-            sys::truncate(to.as_fd(), bytes)?;
-            self.settle_data(to.as_fd(), effort)?;
-        }
-        if let Some(capability) = capability {
-            sys::set_xattr(at, OsStr::new("security.capability"), &capability, 0)?;
-        }
+        let effort = self.fill(data, to, stat.size, wanted)?;
+        self.settle_data(to.as_fd(), effort)?;
         if sys::stat(at)?.mode != stat.mode {
             sys::chmod(at, stat.mode)?;
         }
+        if !cut {
+            give_capability(at, capability)?;
+        } else if let Err(errno) = sys::remove_xattr(at, &self.name_on_disk(OsStr::new(CAPABILITY), UPPER)?)
+            && !is_absent(errno)
+        {
+            return Err(errno);
+        }
+        if let Data::Cut { kill: Some(caller), .. } = wanted {
+            self.kill_privileges(&caller, node, at)?;
+        }
+        sys::set_times(at, SetTime::At(stat.atime), if cut { SetTime::Now } else { SetTime::At(stat.mtime) })?;
         match self.remove_mark(at, Mark::Metacopy) {
             Ok(()) | Err(Errno::ENODATA) => Ok(()),
             Err(errno) => Err(errno),

@@ -164,7 +164,7 @@ impl Overlay {
         lower: bool,
     ) -> Result<()> {
         let dir = self.dir_fd(parent, UPPER)?;
-        let object = self.object_to_count(dir.as_fd(), name, found.layer)?;
+        let counted = self.object_to_count(dir.as_fd(), name, found.layer)?;
         let mut state = node.map(|node| node.state.write());
         if let (Some(node), Some(state)) = (node, &mut state)
             && state.place.is(parent, name)
@@ -178,6 +178,8 @@ impl Overlay {
         self.change_names(&[(parent, dir.as_fd())], || {
             if found.layer != UPPER {
                 self.make_whiteout(dir.as_fd(), name)
+            } else if lower && counted.is_some() {
+                self.cover_by_whiteout(dir.as_fd(), name)
             } else if lower {
                 let temporary = self.work()?.temporary();
                 self.replace_by_whiteout((dir.as_fd(), name), temporary.pair())
@@ -185,8 +187,8 @@ impl Overlay {
                 sys::unlink(dir.as_fd(), name)
             }
         })?;
-        let mut gone = match object {
-            Some(object) => self.name_removed(object, node.zip(state.as_deref_mut()))?,
+        let mut gone = match counted {
+            Some(counted) => self.name_removed(counted, node.zip(state.as_deref_mut())),
             None => Vec::new(),
         };
         self.note_removed(parent, name);

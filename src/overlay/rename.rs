@@ -308,20 +308,16 @@ impl Overlay {
             }
             states.push((node.id, state));
         }
-        let object = match replaced {
+        let counted = match replaced {
             Some(replaced) if replaced.kind != Kind::Dir => self.object_to_count(new.dir.as_fd(), &new.name, UPPER)?,
             _ => None,
         };
         let dirs = [(&*old.parent, old.dir.as_fd()), (&*new.parent, new.dir.as_fd())];
         self.change_names(if old.parent.id == new.parent.id { &dirs[..1] } else { &dirs }, on_disk)?;
         let mut gone = Vec::new();
-        if let Some(object) = object {
+        if let Some(counted) = counted {
             let state = replaced.and_then(|replaced| states.iter_mut().find(|(id, _)| *id == replaced.id));
-            match self.name_removed(object, replaced.zip(state.map(|(_, state)| &mut **state))) {
-                Ok(nodes) => gone = nodes,
-                // The rename is done, whatever becomes of the count.
-                Err(errno) => log::warn!("the links of {} are not counted: {errno}", new.name.display()),
-            }
+            gone = self.name_removed(counted, replaced.zip(state.map(|(_, state)| &mut **state)));
         }
         for (id, state) in &mut states {
             if *id == moving.id && !state.place.is(&old.parent, &old.name) {

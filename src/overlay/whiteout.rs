@@ -136,6 +136,23 @@ impl Overlay {
         }
     }
 
+    /// Takes a file's name away and leaves a whiteout in its place, in one step, after which the object has a name less: where
+    /// names are counted it must not have one in the work directory instead, which might stay.
+    pub(super) fn cover_by_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if !self.device_whiteouts {
+            match sys::mknod(dir, &wh_name(name), Kind::File, 0, 0) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            return sys::unlink(dir, name);
+        }
+        let temporary = self.work()?.temporary();
+        sys::mknod(temporary.pair().0, temporary.name(), Kind::Char, 0, 0)?;
+        sys::renamed(temporary.pair(), (dir, name))?;
+        temporary.publish();
+        Ok(())
+    }
+
     /// Removes a whiteout in AUFS form that the upper may have for a name, once something stands under the name itself.
     /// If it stays, it hides what is hidden anyway: no reason to call what was done not done.
     pub(super) fn drop_wh_name(&self, parent: &Arc<Node>, dir: BorrowedFd<'_>, name: &OsStr) {

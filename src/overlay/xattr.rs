@@ -12,7 +12,7 @@ use super::node::{DirState, LayerIndex, Node, ROOT_ID, UPPER};
 use super::show_options::is_options;
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At};
+use crate::sys::{self, AsFd, At, Stat};
 use std::sync::atomic::Ordering;
 
 /// A private mark of the overlay's.
@@ -173,21 +173,34 @@ impl Overlay {
     }
 
     /// Does something that the mode of an object refuses its owner: a mark is no change that the mode is there to prevent.
-    fn despite_mode(&self, at: At<'_>, f: impl Fn() -> Result<()>) -> Result<()> {
+    pub(super) fn despite_mode<T>(&self, at: At<'_>, f: impl Fn() -> Result<T>) -> Result<T> {
         match f() {
             Err(Errno::EACCES) if self.server.0 != 0 => {}
             result => return result,
         }
         let mode = sys::stat(at)?.mode;
-        sys::chmod(at, mode | 0o200)?;
+        sys::chmod(at, mode | 0o600)?;
         let result = f();
         sys::chmod(at, mode)?;
         result
     }
 
     /// Reads a mark in this mount's namespace only: one that leads elsewhere must not be of a kind that others can set.
+    ///
+    /// What cannot be read is not taken for absent: a file without data would show zeroes, and names be counted wrong for
+    /// good. Only of what a server that is not root has no right to read nothing can be known.
     pub(super) fn own_mark(&self, at: At<'_>, mark: Mark) -> Result<Option<Vec<u8>>> {
-        value(at, &mark.name(self.namespace))
+        match sys::get_xattr(at, OsStr::new(&mark.name(self.namespace))) {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::EACCES) if !self.is_closed_to_server(&sys::stat(at)?) => Err(Errno::EACCES),
+            Err(errno) if is_absent(errno) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether an object's mode may keep a server that is not root from reading marks.
+    pub(super) fn is_closed_to_server(&self, stat: &Stat) -> bool {
+        self.server.0 != 0 && (stat.uid != self.server.0 || stat.mode & 0o400 == 0)
     }
 
     /// Reads a mark, in this mount's namespace or the other.

@@ -18,6 +18,8 @@ pub enum Between {
     Nothing,
     /// The same names; what is said of them may be of either.
     Names,
+    /// The tree from before, but for times of change: after a death only.
+    Times,
     /// All of the one tree or all of the other, and more: nothing is lost.
     More,
 }

@@ -45,6 +45,27 @@ fn hollowed() -> Layers {
     u.close()
 }
 
+/// One that has got another name since.
+fn hollowed_twice() -> Layers {
+    let u = hollowed().open();
+    u.link("d/e/f", "new").unwrap();
+    u.close()
+}
+
+fn hollowed_link() -> Layers {
+    let u = hollow().open();
+    u.chmod("h", 0o644).unwrap();
+    u.close()
+}
+
+fn hollowed_entry() -> Layers {
+    let mut layers = hollow();
+    layers.config.features.index = true;
+    let u = layers.open();
+    u.chmod("h", 0o644).unwrap();
+    u.close()
+}
+
 /// A file with several names in a lower, and others.
 fn named() -> Layers {
     let mut layers = Layers::of(&["a = linked\n d/b == a\n d/c == a\n d/x = other\n e/y == d/x\n d/gone = 1"]);
@@ -56,6 +77,21 @@ fn named() -> Layers {
 fn indexed() -> Layers {
     let u = named().open();
     u.chmod("a", 0o644).unwrap();
+    u.close()
+}
+
+/// Two of its names are left, then one.
+fn nearly_gone() -> Layers {
+    without(indexed(), "a")
+}
+
+fn last() -> Layers {
+    without(nearly_gone(), "d/b")
+}
+
+fn without(layers: Layers, path: &str) -> Layers {
+    let u = layers.open();
+    u.unlink(path).unwrap();
     u.close()
 }
 
@@ -129,10 +165,27 @@ pub const CASES: &[Case] = &[
     case("metacopy: rename of a lower file", hollow, |u, go| rename(u, go, "d/e/f", "d/new", Replace)),
     case("metacopy: rename of a lower file over another", hollow, |u, go| rename(u, go, "d/e/f", "d/below", Replace)),
     case("metacopy: exchange of lower files", hollow, |u, go| rename(u, go, "d/e/f", "d/below", Exchange)),
+    case("metacopy: link of a lower file", hollow, |u, go| link(u, go, "d/e/f", "d/new")),
+    case("metacopy: link of one of several lower links", hollow, |u, go| link(u, go, "h", "d/new")),
     case("metacopy: first write", hollow, |u, go| write(u, go, "d/e/f", Keep)),
+    case("metacopy: data follows at a write", hollowed, |u, go| write(u, go, "d/e/f", Keep)),
+    case("metacopy: data follows at a truncation", hollowed, |u, go| cut_to(u, go, "d/e/f", 3)),
+    case("metacopy: data follows at a truncation to more", hollowed, |u, go| cut_to(u, go, "d/e/f", 99)),
+    case("metacopy: data need not follow", hollowed, |u, go| cut_to(u, go, "d/e/f", 0)),
+    // Of several names no other file can take the place in one step, and one whose number goes with the object must stay.
+    // These are completed in place, as the kernel does it with all: a death leaves the old data, perhaps with a new time.
+    case("metacopy: data follows to a file with two names", hollowed_twice, |u, go| write(u, go, "d/e/f", Keep))
+        .between(Between::Times),
+    case("metacopy: data follows to a file with two names, cut", hollowed_twice, |u, go| cut_to(u, go, "d/e/f", 3))
+        .between(Between::Times),
+    case("metacopy: data follows to one of several lower links", hollowed_link, |u, go| write(u, go, "h", Keep))
+        .between(Between::Times),
+    case("metacopy: data follows to an index entry", hollowed_entry, |u, go| write(u, go, "h2", Keep))
+        .between(Between::Times),
     case("metacopy: rename of one without data", hollowed, |u, go| rename(u, go, "d/e/f", "d/e/new", Replace)),
     case("metacopy: rename of one without data to elsewhere", hollowed, |u, go| rename(u, go, "d/e/f", "new", Replace)),
     case("metacopy: rename over one without data", hollowed, |u, go| rename(u, go, "d/e/g", "d/e/f", Replace)),
+    case("metacopy: link of one without data", hollowed, |u, go| link(u, go, "d/e/f", "d/new")),
     case("metacopy: unlink of one without data", hollowed, |u, go| unlink(u, go, "d/e/f")),
     case("metacopy: chmod of one without data", hollowed, |u, go| chmod(u, go, "d/e/f")),
     case("index: first write", named, |u, go| write(u, go, "d/b", Keep)),
@@ -141,10 +194,17 @@ pub const CASES: &[Case] = &[
     case("index: chmod", named, |u, go| chmod(u, go, "d/b")),
     case("index: link", named, |u, go| link(u, go, "a", "d/new")),
     case("index: link over a whiteout", named, |u, go| link(u, go, "a", "d/gone")),
+    case("index: unlink", named, |u, go| unlink(u, go, "a")),
     case("index: rename", named, |u, go| rename(u, go, "d/b", "new", Replace)),
+    case("index: rename over a name of another", named, |u, go| rename(u, go, "d/b", "e/y", Replace)),
     case("index: exchange with a name of another", named, |u, go| rename(u, go, "d/b", "e/y", Exchange)),
     case("index: write under another name", indexed, |u, go| write(u, go, "d/b", Keep)),
     case("index: link of a copy", indexed, |u, go| link(u, go, "d/c", "d/new")),
+    case("index: unlink of the copied name", indexed, |u, go| unlink(u, go, "a")),
+    case("index: unlink of another name", indexed, |u, go| unlink(u, go, "d/b")),
+    case("index: unlink of the last name but one", nearly_gone, |u, go| unlink(u, go, "d/b")),
+    case("index: unlink of the last name", last, |u, go| unlink(u, go, "d/c")),
+    case("index: rename over the last name", last, |u, go| rename(u, go, "own/z", "d/c", Replace)),
     case("index: rename of a copy", indexed, |u, go| rename(u, go, "d/b", "new", Replace)),
     case("index: rename of an upper file over a copy", indexed, |u, go| rename(u, go, "own/z", "a", Replace)),
     case("override_stat: create", described, |u, go| create(u, go, &other(), "d/e/new")),

@@ -1,11 +1,12 @@
 //! `index=on`: hard links of a lower file stay one file over copy-up.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use plyfs::errno::Errno;
 use plyfs::overlay::Rename;
 
-use crate::fixture::{Layers, Union, describe, mark};
+use crate::fixture::{Layers, Union, describe, mark, set_mark};
 
 fn indexing(lowers: &[&str]) -> Layers {
     let mut layers = Layers::of(lowers);
@@ -156,4 +157,51 @@ fn a_rename_that_is_refused_gives_no_name_and_changes_no_time() {
     assert_eq!(u.rename_unchecked("d/b", "lower", Rename::Replace), Err(Errno::EISDIR));
     assert_eq!((time("d"), fs::symlink_metadata(&upper).is_ok()), (before, true));
     u.shows("d/a = 12\n d/b = 12\n d/new = n\n lower/x = 1");
+}
+
+#[test]
+fn names_that_nobody_counted_do_not_take_the_entry_away() {
+    let u = indexing(&["a = 1\n b == a"]).open();
+    u.append("a", "2").unwrap();
+    u.link("a", "c").unwrap();
+    let layers = u.close();
+    let entry = fs::read_dir(layers.root().join("work/index")).unwrap().next().unwrap().unwrap().path();
+    // As if the layer had got them behind the mount: three are known of one.
+    set_mark(&entry, "nlink", b"U-2");
+    let u = layers.open();
+    u.unlink("a").unwrap();
+    assert_eq!((u.stat("c").unwrap().nlink, entries(&u)), (1, 1));
+    u.append("b", "3").unwrap();
+    u.reopen().shows("b = 123\n c = 123");
+}
+
+#[test]
+fn a_count_from_the_lower_holds_for_a_file_whose_mode_refuses_its_owner() {
+    for mode in [0o400, 0] {
+        let u = indexing(&["a = 1\n b == a\n d/c == a"]).open();
+        u.append("a", "2").unwrap();
+        u.chmod("a", mode).unwrap();
+        let layers = u.close();
+        let entry = fs::read_dir(layers.root().join("work/index")).unwrap().next().unwrap().unwrap().path();
+        // What a death in the middle of a link leaves.
+        let marked = fs::metadata(&entry).unwrap().permissions();
+        fs::set_permissions(&entry, fs::Permissions::from_mode(0o600)).unwrap();
+        set_mark(&entry, "nlink", b"L+0");
+        fs::set_permissions(&entry, marked).unwrap();
+        let u = layers.open();
+        assert_eq!((u.stat("b").unwrap().ino, u.stat("a").unwrap().mode & 0o777), (u.stat("d/c").unwrap().ino, mode));
+        let kept = fs::metadata(&entry).unwrap().permissions().mode() & 0o777;
+        assert_eq!(kept, mode);
+        if crate::support::is_root() {
+            // From here on names come and go, which the lower's number does not tell.
+            assert_eq!(mark(&entry, "nlink").unwrap(), b"U+1");
+            assert_eq!((u.stat("a").unwrap().nlink, u.stat("d/c").unwrap().nlink), (3, 3));
+        }
+        // Who has no privilege does not find the lower by its handle: its mark and its entry stay as they are.
+        u.unlink("b").unwrap();
+        u.unlink("a").unwrap();
+        let u = u.reopen();
+        u.chmod("d/c", 0o600).unwrap();
+        assert_eq!(u.read("d/c").unwrap(), "12");
+    }
 }

@@ -1,6 +1,8 @@
 //! Processors: which of them this thread may use, on which one another thread was last, and how it fares there.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -125,16 +127,33 @@ pub fn waited(thread: u32) -> Option<Waited> {
     Some(Waited { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) })
 }
 
+/// A thread of any process, to be seen again and again for a third of what it costs to find it each time.
+#[derive(Debug)]
+pub struct Whereabouts(File);
+
+impl Whereabouts {
+    /// Finds a thread. `None` if it is not to be seen.
+    #[must_use]
+    pub fn of(thread: u32) -> Option<Whereabouts> {
+        File::open(format!("/proc/{thread}/stat")).ok().map(Whereabouts)
+    }
+
+    /// The processor that the thread is on, or was on last. `None` once it has ended.
+    #[must_use]
+    pub fn processor(&self) -> Option<usize> {
+        let mut line = [0u8; 1024];
+        let length = self.0.read_at(&mut line, 0).ok()?;
+        let line = line.get(..length)?;
+        // The name, in parentheses, may hold anything; "processor" is the 37th field after it (proc_pid_stat(5)).
+        let end = line.iter().rposition(|byte| *byte == b')')?;
+        std::str::from_utf8(line.get(end..)?).ok()?.split(' ').nth(37)?.parse().ok()
+    }
+}
+
 /// The processor that a thread of any process is on, or was on last. `None` if that is not to be seen.
 #[must_use]
 pub fn processor_of(thread: u32) -> Option<usize> {
-    let mut line = [0u8; 1024];
-    let path = format!("/proc/{thread}/stat");
-    let length = std::fs::File::open(path).and_then(|mut file| io::Read::read(&mut file, &mut line)).ok()?;
-    let line = line.get(..length)?;
-    // The name, in parentheses, may hold anything; "processor" is the 37th field after it (proc_pid_stat(5)).
-    let end = line.iter().rposition(|byte| *byte == b')')?;
-    std::str::from_utf8(line.get(end..)?).ok()?.split(' ').nth(37)?.parse().ok()
+    Whereabouts::of(thread)?.processor()
 }
 
 #[cfg(test)]
@@ -152,6 +171,33 @@ mod tests {
             assert_eq!(processor_of(thread), Some(number));
         }
         allowed.keep_to()
+    }
+
+    #[test]
+    fn a_thread_is_seen_where_it_went_until_it_ends() -> Result<()> {
+        let allowed = Processors::allowed()?;
+        let (go, gone) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let thread = std::thread::spawn(move || {
+            gone.0.send((this_thread(), Processors::allowed())).unwrap();
+            while let Ok(place) = go.1.recv() {
+                let place: Processors = place;
+                gone.0.send((this_thread(), place.keep_to().map(|()| place))).unwrap();
+            }
+        });
+        let seen = Whereabouts::of(gone.1.recv().unwrap().0).expect("it runs");
+        for number in 0..CpuSet::MAX_CPU {
+            let Some(one) = allowed.only(number) else { continue };
+            go.0.send(one).unwrap();
+            gone.1.recv().unwrap().1?;
+            assert_eq!(seen.processor(), Some(number));
+        }
+        drop(go.0);
+        thread.join().unwrap();
+        let begin = std::time::Instant::now();
+        while seen.processor().is_some() {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+        }
+        Ok(())
     }
 
     #[test]

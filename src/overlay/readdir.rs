@@ -192,12 +192,15 @@ impl Overlay {
         };
         let start = listing.0.partition_point(|listed| listed.cookie <= cookie);
         let rest = listing.0.get(start..).unwrap_or_default();
+        if cookie != 0 && rest.is_empty() {
+            // Every reader asks until it gets nothing: until then the listing is kept, or each would be made twice.
+            self.listings.forget(id);
+        }
         for (listed, left) in rest.iter().zip((1..=rest.len()).rev()) {
             if each(&node, listed, left)? == Room::Full {
                 return Ok(());
             }
         }
-        self.listings.forget(id);
         Ok(())
     }
 
@@ -347,5 +350,37 @@ impl Merge<'_> {
             last = listed.cookie;
         }
         Listing(self.names)
+    }
+}
+
+#[cfg(test)]
+#[cfg(debug_assertions)]
+mod tests {
+    use super::*;
+    use crate::overlay::config::Config;
+    use crate::overlay::node::ROOT_ID;
+    use crate::sys::faults::{Fault, arm, disarm};
+
+    #[test]
+    fn that_nothing_is_left_of_a_listing_costs_no_system_call_and_forgets_it() {
+        let layer = tempfile::tempdir().unwrap();
+        std::fs::write(layer.path().join("f"), "").unwrap();
+        let config = Config { lowers: vec![layer.path().to_owned()], ..Config::default() };
+        let overlay = Overlay::new(&config).unwrap();
+        let mut last = 0;
+        let mut take = |dirent: &Dirent<'_>| {
+            last = dirent.cookie;
+            Room::Taken
+        };
+        overlay.readdir(ROOT_ID, 0, &mut take).unwrap();
+        arm(1, Fault::Fails(Errno::EIO));
+        let mut more = 0;
+        let ended = overlay.readdir(ROOT_ID, last, &mut |_| {
+            more += 1;
+            Room::Taken
+        });
+        disarm();
+        assert_eq!((ended, more), (Ok(()), 0));
+        assert!(overlay.listings.get(ROOT_ID).is_none());
     }
 }

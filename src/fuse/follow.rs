@@ -164,6 +164,8 @@ fn is_large(header: &Header, body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::sys::cpu::processor_of;
 
@@ -200,11 +202,10 @@ mod tests {
     fn a_caller_that_moves_again_and_again_is_followed_soon_and_not_given_up() {
         let Some(mut follower) = Follower::new() else { return eprintln!("skipped: one processor") };
         let places: Vec<Processors> = (0..1024).filter_map(|number| follower.allowed.only(number)).take(2).collect();
-        let ((go, orders), (moved, reports)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let ((go, orders), (moved, reports)) = (mpsc::channel::<Processors>(), mpsc::channel());
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 for place in orders {
-                    let place: Processors = place;
                     moved.send((own_thread(), place.keep_to())).unwrap();
                 }
             });

@@ -176,11 +176,10 @@ mod tests {
     #[test]
     fn a_thread_is_seen_where_it_went_until_it_ends() -> Result<()> {
         let allowed = Processors::allowed()?;
-        let (go, gone) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let (go, gone) = (std::sync::mpsc::channel::<Processors>(), std::sync::mpsc::channel());
         let thread = std::thread::spawn(move || {
             gone.0.send((this_thread(), Processors::allowed())).unwrap();
             while let Ok(place) = go.1.recv() {
-                let place: Processors = place;
                 gone.0.send((this_thread(), place.keep_to().map(|()| place))).unwrap();
             }
         });

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use super::data::Channel;
 use super::listing::Appetite;
 use super::passthrough::Passthrough;
 use super::wire::{self, Header, Reader, Writer, opcode};
@@ -83,15 +84,19 @@ pub enum Answer {
     Out,
     /// The first so many bytes of [`Buffers::data`].
     Data(usize),
+    /// So many bytes in [`Buffers::channel`], behind the reply's header.
+    Piped(usize),
 }
 
-/// The buffers of one worker, kept between requests.
+/// The buffers of one worker, kept between requests. By default its replies go into memory only.
 #[derive(Debug, Default)]
 pub struct Buffers {
     /// An encoded reply.
     pub out: Vec<u8>,
     /// File data on its way to the kernel.
     pub data: Vec<u8>,
+    /// The same, if it is not to be copied.
+    pub channel: Channel,
     /// Nodes of which a lookup is in the reply: should it not arrive, they are to be forgotten again.
     pub entered: Vec<NodeId>,
 }
@@ -112,8 +117,6 @@ const WRITE_CACHE: u32 = 1;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 const FSYNC_DATA_ONLY: u32 = 1;
 const SETXATTR_ACL_KILL_SGID: u32 = 1;
-/// More than any kernel asks for at once.
-const MAX_READ: usize = 1 << 26;
 
 impl Adapter {
     /// An adapter for a union.
@@ -337,18 +340,6 @@ impl Adapter {
         let (attr, lasting) = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
         buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));
         Ok(Answer::Out)
-    }
-
-    fn read(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        let (_handle, offset, size) = (body.u64()?, body.u64()?, body.u32()? as usize);
-        if size > MAX_READ {
-            return Err(Errno::EINVAL);
-        }
-        if buffers.data.len() < size {
-            buffers.data.resize(size, 0);
-        }
-        let buffer = buffers.data.get_mut(..size).ok_or(Errno::EIO)?;
-        Ok(Answer::Data(self.overlay.read(header.node, offset, buffer)?))
     }
 
     fn write(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {

@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod boundary;
 mod crew;
+mod data;
 mod follow;
 mod fusermount;
 mod listing;

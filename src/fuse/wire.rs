@@ -205,6 +205,9 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The size of `fuse_out_header`, in bytes.
+pub const HEADER: u16 = 16;
+
 /// A reply in the making.
 pub trait Writer {
     /// Appends 16 bits.
@@ -216,7 +219,7 @@ pub trait Writer {
 
     /// Appends `fuse_out_header` for so many bytes that follow.
     fn put_out_header(&mut self, length: u32, error: u32, unique: u64) {
-        self.put_u32(length.saturating_add(16));
+        self.put_u32(length.saturating_add(HEADER.into()));
         self.put_u32(error);
         self.put_u64(unique);
     }

@@ -6,12 +6,12 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::adapter::{Adapter, Answer, Buffers};
+use super::adapter::{Adapter, Answer, Buffers, Channel};
 use super::boundary::Tally;
 use super::crew::{Crew, Post, Reason, Turn};
 use super::follow::{Company, Follower};
 use super::server::MAX_DATA;
-use super::wire::{Header, Reader, Writer, opcode, operation};
+use super::wire::{HEADER, Header, Reader, Writer, opcode, operation};
 use crate::errno::{Errno, Result};
 use crate::sys;
 
@@ -61,7 +61,7 @@ impl<'a> Worker<'a> {
 
     /// The life of a regular thread.
     pub(super) fn serve(&self, post: Post) {
-        let (mut space, mut buffers, mut follower) = (space(), Buffers::default(), Follower::new());
+        let (mut space, mut buffers, mut follower) = (space(), Buffers::for_device(), Follower::new());
         loop {
             match self.crew.turn() {
                 Turn::Read if !self.crew.begin_read(post) => return,
@@ -94,7 +94,7 @@ impl<'a> Worker<'a> {
             return;
         }
         self.crew.enlist();
-        let (mut space, mut buffers) = (space(), Buffers::default());
+        let (mut space, mut buffers) = (space(), Buffers::for_device());
         let mut known = 0;
         while let Some(number) = self.crew.await_ride() {
             if number != known {
@@ -175,6 +175,7 @@ impl<'a> Worker<'a> {
             Ok(Answer::Data(length)) => {
                 reply(device.as_fd(), header.unique, 0, buffers.data.get(..length).unwrap_or_default())
             }
+            Ok(Answer::Piped(length)) => send(device.as_fd(), &mut buffers.channel, length),
             Err(errno) => reply(device.as_fd(), header.unique, -errno.raw(), &[]),
         };
         if let Err(errno) = sent {
@@ -187,9 +188,19 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// Sends the reply that a pipe is filled with. What is not taken of it goes with the pipe.
+fn send(device: BorrowedFd<'_>, channel: &mut Channel, length: usize) -> Result<()> {
+    let Channel::Open(pipe) = std::mem::take(channel) else { return Err(Errno::EIO) };
+    // Whatever becomes of what is left in it: the next one is empty.
+    *channel = Channel::Unopened;
+    pipe.send(device, usize::from(HEADER) + length)?;
+    *channel = Channel::Open(pipe);
+    Ok(())
+}
+
 /// Sends a reply in one write, as the protocol wants it.
 fn reply(device: BorrowedFd<'_>, unique: u64, error: i32, payload: &[u8]) -> Result<()> {
-    let mut header = Vec::with_capacity(16);
+    let mut header = Vec::with_capacity(HEADER.into());
     let length = u32::try_from(payload.len()).map_err(|_| Errno::EIO)?;
     header.put_out_header(length, error.cast_unsigned(), unique);
     let parts = [IoSlice::new(&header), IoSlice::new(payload)];

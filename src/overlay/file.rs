@@ -13,6 +13,7 @@ use super::copy_up::Data;
 use super::node::{Nameless, Node, NodeId, Place, State, UPPER};
 use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
+use crate::sys::pipe::Pipe;
 use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
 
 /// What a file is opened for.
@@ -171,6 +172,13 @@ impl Overlay {
         let node = self.file(id)?;
         let fd = self.open_reader(&node)?;
         sys::pread(fd.as_fd(), buffer, offset)
+    }
+
+    /// The same into a pipe, without copying it. Returns how many bytes there were, at most as many as the pipe takes.
+    pub fn read_into_pipe(&self, id: NodeId, offset: u64, length: usize, pipe: &Pipe) -> Result<usize> {
+        let node = self.file(id)?;
+        let fd = self.open_reader(&node)?;
+        pipe.fill(fd.as_fd(), offset, length)
     }
 
     /// Writes to a file, which is copied up first if it is in a lower layer. Returns how many bytes fitted.

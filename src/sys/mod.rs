@@ -19,6 +19,7 @@ mod inotify;
 mod ioctl;
 mod journal;
 pub mod namespace;
+pub mod pipe;
 pub mod process;
 mod tree;
 mod xattr;

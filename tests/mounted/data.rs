@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
@@ -215,4 +216,34 @@ fn gathered_writes_arrive_with_their_times() {
         [ \"$(stat -c %Y new)\" = \"$(stat -c %Y ../upper/new)\" ]; [ \"$(cat ../upper/new | tr '\\n' ' ')\" = 'one two ' ]",
     );
     drop(union.unmount());
+}
+
+#[test]
+fn a_file_that_shrinks_under_its_readers_takes_nothing_down() {
+    const SIZE: usize = 2 << 20;
+    let layers = Layers::new(1);
+    write(layers.lower("file"), vec![b'x'; SIZE]);
+    let union = layers.mount();
+    let (lower, merged) = (union.lower("file"), union.merged("file"));
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Behind the mount, in the middle of replies.
+            let file = OpenOptions::new().write(true).open(&lower).unwrap();
+            for size in (0..200).map(|n| n * 7919 % SIZE as u64) {
+                file.set_len(size).unwrap();
+                file.set_len(SIZE as u64).unwrap();
+            }
+            fs::write(&lower, vec![b'y'; SIZE]).unwrap();
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        while !over.load(std::sync::atomic::Ordering::SeqCst) {
+            let file = fs::File::open(&merged).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let data = fs::read(&merged).unwrap();
+            assert!(data.iter().all(|byte| matches!(byte, b'x' | b'y' | 0)));
+        }
+    });
+    let shows = || fs::read(&merged).unwrap() == vec![b'y'; SIZE];
+    assert!(eventually(Duration::from_secs(10), shows));
 }

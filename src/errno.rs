@@ -27,6 +27,8 @@ errnos!(
     EAGAIN,
     EBADF,
     EBUSY,
+    ECANCELED,
+    ECONNABORTED,
     EDQUOT,
     EEXIST,
     EFAULT,

@@ -72,6 +72,8 @@ pub struct Serving {
     pub max_write: u32,
     /// Whether the kernel reads and writes real files itself.
     pub passthrough: Wish,
+    /// Whether requests come through `io_uring`, where that is allowed.
+    pub rings: bool,
 }
 
 impl Default for Serving {
@@ -84,6 +86,7 @@ impl Default for Serving {
             xattrs: Xattrs::All,
             max_write: MAX_DATA,
             passthrough: Wish::Auto,
+            rings: false,
         }
     }
 }
@@ -175,6 +178,7 @@ impl Reading {
             "userxattr" => self.config.xattrs = XattrNamespace::User,
             "volatile" => self.config.fsync = Fsync::Volatile,
             "clone_fd" => self.serving.clone_fd = true,
+            "io_uring" => self.serving.rings = true,
             "noacl" => self.serving.xattrs = self.serving.xattrs.max(Xattrs::NoAcls),
             "acl" => self.serving.xattrs = Xattrs::All,
             "noxattrs" => self.serving.xattrs = Xattrs::Nothing,
@@ -240,6 +244,7 @@ impl Reading {
                 let words = [("on", Wish::On), ("off", Wish::Off), ("auto", Wish::Auto)];
                 self.serving.passthrough = choice(option, value, &words)?;
             }
+            "io_uring" => self.serving.rings = choice(option, value, &[("1", true), ("0", false)])?,
             "timeout" => self.serving.timeout = Some(seconds(option, value)?),
             "threads" => self.serving.threads = Some(number(option, value, 1, 1024)?),
             "max_read" => self.mount.max_read = Some(number(option, value, 4096, u32::MAX)?),

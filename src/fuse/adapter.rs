@@ -168,6 +168,7 @@ impl Adapter {
                 Ok(Answer::None)
             }
             opcode::BATCH_FORGET => self.batch_forget(&mut body),
+            opcode::NOTIFY_REPLY => Ok(Answer::None),
             opcode::GETATTR => {
                 let (attr, lasting) = self.overlay.getattr(header.node)?;
                 buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));

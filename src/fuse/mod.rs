@@ -10,6 +10,7 @@ mod listing;
 pub mod mount;
 pub mod notices;
 pub mod passthrough;
+mod rings;
 pub mod server;
 pub mod session;
 pub mod wire;

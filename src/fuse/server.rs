@@ -17,6 +17,7 @@ use super::boundary::Tallies;
 use super::crew::{Crew, Post};
 use super::follow::Follower;
 use super::passthrough::{self, Passthrough, Wish};
+use super::rings::{Queue, Rings};
 use super::worker::Worker;
 use crate::errno::Errno;
 use crate::sys::{self, process};
@@ -56,6 +57,8 @@ pub struct Options {
     pub max_write: u32,
     /// Whether the kernel is to read and write real files itself.
     pub passthrough: Wish,
+    /// Whether requests are to come through rings (`io_uring`), where the kernel's owner allows it.
+    pub rings: bool,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             acl: true,
             max_write: MAX_DATA,
             passthrough: Wish::Auto,
+            rings: false,
         }
     }
 }
@@ -79,6 +83,7 @@ pub struct Server {
     session: Session<Handshake>,
     options: Options,
     tallies: Tallies,
+    rings: Option<Rings>,
 }
 
 /// What fuser asks at the handshake. It never gets to see a request.
@@ -89,6 +94,8 @@ struct Handshake {
     long_setxattr: Arc<AtomicBool>,
     /// Whether passthrough was granted.
     passthrough: Arc<AtomicBool>,
+    /// Whether rings can be made; then, whether the kernel takes them.
+    rings: Arc<AtomicBool>,
 }
 
 impl fuser::Filesystem for Handshake {
@@ -104,6 +111,13 @@ impl fuser::Filesystem for Handshake {
         }
         if passthrough::ask(config, self.options.passthrough, self.options.writeback) {
             self.passthrough.store(true, Ordering::Relaxed);
+        }
+        if self.rings.load(Ordering::Relaxed) {
+            let refused = config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_err();
+            if refused {
+                log::warn!("io_uring: this kernel's FUSE does not offer it (module parameter enable_uring)");
+            }
+            self.rings.store(!refused, Ordering::Relaxed);
         }
         self.long_setxattr.store(config.capabilities().contains(InitFlags::FUSE_SETXATTR_EXT), Ordering::Relaxed);
         let settled = (config.set_max_write(self.options.max_write), config.set_max_background(MAX_BACKGROUND));
@@ -122,12 +136,23 @@ impl Server {
         // The kernel enforces who may use the mount (`allow_other`).
         let long_setxattr = Arc::new(AtomicBool::new(false));
         let granted = Arc::new(AtomicBool::new(false));
-        let handshake = Handshake { options, long_setxattr: long_setxattr.clone(), passthrough: granted.clone() };
+        let rings = options.rings.then(Rings::new).transpose().unwrap_or_else(|errno| {
+            log::warn!("io_uring: {errno}; requests are read as ever");
+            None
+        });
+        let ringing = Arc::new(AtomicBool::new(rings.is_some()));
+        let handshake = Handshake {
+            options,
+            long_setxattr: long_setxattr.clone(),
+            passthrough: granted.clone(),
+            rings: ringing.clone(),
+        };
         let session = Session::from_fd(handshake, device, SessionACL::All, Config::default())?;
         let device = Arc::new(own);
         let passthrough = granted.load(Ordering::Relaxed).then(|| Passthrough::new(device.clone()));
         let adapter = adapter.with_long_setxattr(long_setxattr.load(Ordering::Relaxed)).with_passthrough(passthrough);
-        Ok(Server { adapter: Arc::new(adapter), device, session, options, tallies: Tallies::default() })
+        let rings = rings.filter(|_| ringing.load(Ordering::Relaxed));
+        Ok(Server { adapter: Arc::new(adapter), device, session, options, tallies: Tallies::default(), rings })
     }
 
     /// With this the kernel is told of changes that it does not know of.
@@ -147,8 +172,9 @@ impl Server {
     /// # Errors
     /// When no thread can be started.
     pub fn run(&self) -> io::Result<()> {
-        // Without a choice of processors there is nothing to ride for.
-        let crew = &Crew::new(self.options.threads, Follower::new().is_some());
+        // Without a choice of processors there is nothing to ride for. With rings, callers are met where they are.
+        let rides = self.rings.is_none() && Follower::new().is_some();
+        let crew = &Crew::new(self.options.threads, rides);
         let worker = |device| Worker::new(&self.adapter, crew, device, self.tallies.begin());
         std::thread::scope(|scope| {
             for n in 1..self.options.threads {
@@ -174,10 +200,38 @@ impl Server {
             };
             let look_out = move || crew.look_out(|| process::is_readable(&*self.device), relieve);
             start(scope, "plyfs-lookout", look_out)?;
+            if let Some(rings) = &self.rings {
+                self.start_rings(scope, rings, &worker)?;
+            }
             worker(self.device.clone()).serve(Post::Regular);
+            self.rings.iter().for_each(Rings::dismiss);
             self.adapter.overlay().release();
             Ok(())
         })
+    }
+
+    /// Starts the threads that get their requests through rings.
+    fn start_rings<'scope, 'a: 'scope>(
+        &'a self,
+        scope: &'scope Scope<'scope, '_>,
+        rings: &'a Rings,
+        worker: &(impl Fn(Arc<OwnedFd>) -> Worker<'a> + Copy + Send + 'scope),
+    ) -> io::Result<()> {
+        let worker = *worker;
+        let begin = move |queue: Arc<Queue>| {
+            let worker = worker(self.device.clone());
+            start(scope, "plyfs-ring", move || rings.serve(&queue, &worker))
+        };
+        for queue in rings.posts() {
+            begin(queue)?;
+        }
+        let others = worker(self.device.clone());
+        start(scope, "plyfs-ring", move || rings.serve_others(&others))?;
+        let relieve = move |queue| {
+            let started = begin(queue);
+            log::debug!("one more thread for a queue whose others are kept by what they do: {started:?}");
+        };
+        start(scope, "plyfs-ringer", move || rings.look_out(relieve))
     }
 
     /// A queue of its own for a thread, or the common one where the kernel refuses.

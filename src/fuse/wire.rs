@@ -47,6 +47,7 @@ pub mod opcode {
     pub const CREATE: u32 = 35;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
+    pub const NOTIFY_REPLY: u32 = 41;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
     pub const READDIRPLUS: u32 = 44;
@@ -61,6 +62,7 @@ pub mod opcode {
 #[allow(missing_docs)]
 pub mod notify {
     pub const INVAL_ENTRY: u32 = 3;
+    pub const RETRIEVE: u32 = 5;
     /// A flag of `INVAL_ENTRY`: the name is asked for again, not dropped.
     pub const EXPIRE_ONLY: u32 = 1;
 }

@@ -10,10 +10,12 @@ use super::adapter::{Adapter, Answer, Buffers, Channel};
 use super::boundary::Tally;
 use super::crew::{Crew, Post, Reason, Turn};
 use super::follow::{Company, Follower};
+use super::rings::Queue;
 use super::server::MAX_DATA;
-use super::wire::{HEADER, Header, Reader, Writer, opcode, operation};
+use super::wire::{HEADER, Header, Reader, Writer, notify, opcode, operation};
 use crate::errno::{Errno, Result};
 use crate::sys;
+use crate::sys::uring::Ring;
 
 /// How much data, in bytes, makes a copy-up one that takes long.
 const LONG_COPY: u64 = 1 << 20;
@@ -162,6 +164,19 @@ impl<'a> Worker<'a> {
 
     /// Answers a request through the queue that it was read from.
     fn answer(&self, device: &OwnedFd, message: &Message<'_>, buffers: &mut Buffers) {
+        let answer = self.make(message, buffers);
+        let sent = match (answer, reply_of(answer, buffers)) {
+            (Ok(Answer::Piped(length)), _) => send(device.as_fd(), &mut buffers.channel, length),
+            (_, None) => Ok(()),
+            (_, Some((error, payload))) => reply(device.as_fd(), message.header.unique, error, payload),
+        };
+        if let Err(errno) = sent {
+            self.undelivered(&message.header, errno, buffers);
+        }
+    }
+
+    /// Makes the answer to a request.
+    fn make(&self, message: &Message<'_>, buffers: &mut Buffers) -> Result<Answer> {
         let Message { header, body, .. } = message;
         let started = log::log_enabled!(log::Level::Debug).then(std::time::Instant::now);
         let answer = self.tally.answer(self.adapter, header, body, buffers);
@@ -169,22 +184,64 @@ impl<'a> Worker<'a> {
             let (name, cost) = (operation(header.opcode), started.elapsed());
             log::debug!("{name} node {} uid {} pid {}: {answer:?} in {cost:?}", header.node, header.uid, header.pid);
         }
-        let sent = match answer {
-            Ok(Answer::None) => Ok(()),
-            Ok(Answer::Out) => reply(device.as_fd(), header.unique, 0, &buffers.out),
-            Ok(Answer::Data(length)) => {
-                reply(device.as_fd(), header.unique, 0, buffers.data.get(..length).unwrap_or_default())
-            }
-            Ok(Answer::Piped(length)) => send(device.as_fd(), &mut buffers.channel, length),
-            Err(errno) => reply(device.as_fd(), header.unique, -errno.raw(), &[]),
-        };
-        if let Err(errno) = sent {
-            // ENOENT: nobody waits for the reply any more. What it would have told the kernel, the kernel does not know.
-            log::debug!("the reply to {} did not arrive: {errno}", operation(header.opcode));
-            for node in buffers.entered.drain(..) {
-                self.adapter.overlay().forget(node, 1);
-            }
+        answer
+    }
+
+    /// Nobody waits for a reply any more (`ENOENT`), or cannot get it. What it would have told the kernel, the kernel does
+    /// not know.
+    fn undelivered(&self, header: &Header, errno: Errno, buffers: &mut Buffers) {
+        log::debug!("the reply to {} did not arrive: {errno}", operation(header.opcode));
+        for node in buffers.entered.drain(..) {
+            self.adapter.overlay().forget(node, 1);
         }
+    }
+
+    /// The life of a thread that gets its requests through a ring. Ends with the connection, or at once where the kernel
+    /// takes no ring.
+    pub(super) fn circle(&self, ring: &mut Ring, queue: &Queue) -> Result<()> {
+        ring.register(self.device.clone())?;
+        if let Some(number) = queue.stirs() {
+            self.stir(number);
+        }
+        let mut buffers = Buffers::default();
+        loop {
+            let place = ring.wait()?;
+            queue.take();
+            let (unique, answer) = {
+                let message = Message::parse(ring.message(place)?).ok_or(Errno::EIO)?;
+                (message.header.unique, self.make(&message, &mut buffers))
+            };
+            let (error, payload) = reply_of(answer, &buffers).unwrap_or((0, &[]));
+            ring.reply(place, unique, error, payload)?;
+            queue.give_back();
+        }
+    }
+
+    /// Has the kernel send something from this processor that needs no answer: the cached data of no bytes of a file. A
+    /// place that is new gets only what is new; requests that wait in its queue already are handed out when a reply comes
+    /// (Linux 6.14 to 6.18, at least).
+    fn stir(&self, number: u64) {
+        let Some(file) = self.adapter.overlay().any_file() else { return };
+        let mut message = Vec::with_capacity(48);
+        message.put_out_header(32, notify::RETRIEVE, 0);
+        for value in [number, file, 0, 0] {
+            message.put_u64(value);
+        }
+        // If it does not work, what waits goes on waiting for what is slow.
+        if let Err(errno) = rustix::io::retry_on_intr(|| rustix::io::write(&*self.device, &message)) {
+            log::debug!("a queue is not stirred: {errno}");
+        }
+    }
+}
+
+/// The error and what follows it in a reply, if there is one, for an answer that is in memory.
+fn reply_of(answer: Result<Answer>, buffers: &Buffers) -> Option<(i32, &[u8])> {
+    match answer {
+        Ok(Answer::None) => None,
+        Ok(Answer::Out) => Some((0, &buffers.out)),
+        Ok(Answer::Data(length)) => Some((0, buffers.data.get(..length).unwrap_or_default())),
+        Ok(Answer::Piped(_)) => Some((-Errno::EIO.raw(), &[])),
+        Err(errno) => Some((-errno.raw(), &[])),
     }
 }
 

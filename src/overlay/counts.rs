@@ -2,6 +2,7 @@
 //!
 //! Must never: be a lock, or be read to decide anything.
 
+use crate::sys::Kind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::node::{Nameless, NodeId, Place};
@@ -52,6 +53,12 @@ impl Overlay {
             watches,
             watch_budget,
         }
+    }
+
+    /// Any regular file that the kernel remembers.
+    #[must_use]
+    pub fn any_file(&self) -> Option<NodeId> {
+        self.table.any(|node| node.kind == Kind::File)
     }
 
     /// A node as messages name it: the path of the layer that holds it, and its own path in the union.

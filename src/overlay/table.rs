@@ -93,6 +93,11 @@ impl Table {
         self.inner.lock().find(key).cloned()
     }
 
+    /// Any node of which this holds.
+    pub fn any(&self, holds: impl Fn(&Node) -> bool) -> Option<NodeId> {
+        self.inner.lock().nodes.iter().find(|node| holds(node)).map(|node| node.id)
+    }
+
     /// The node of a key, made if there is none that `fits`, with one more lookup counted.
     pub fn intern(
         &self,

@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod pipe;
 pub mod process;
 mod tree;
+pub mod uring;
 mod xattr;
 
 pub use acl::{ACL_ACCESS, ACL_DEFAULT, Acl};

@@ -91,11 +91,13 @@ fn the_daemon_is_gone_after_unmounting() {
     assert!(names(layers.merged("")).is_empty());
 }
 
-/// The nanoseconds that a thread of a process has run, by the thread's name.
-fn ran(pid: u32, name: &str) -> Option<u64> {
+/// The nanoseconds that the threads of this name have run in a process, if it has any.
+pub fn ran(pid: u32, name: &str) -> Option<u64> {
     let task = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
-    let thread = task.into_iter().find(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == name)?;
-    fs::read_to_string(thread.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    let threads = task.filter(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == name);
+    let times =
+        threads.map(|thread| fs::read_to_string(thread.join("schedstat")).ok()?.split(' ').next()?.parse().ok());
+    times.reduce(|one, other| Some(one? + other?)).flatten()
 }
 
 /// Whether the machine has processors for the server to choose from, and says how long threads ran.
@@ -111,7 +113,7 @@ fn one_caller_alone_is_answered_by_a_thread_that_gives_way_to_it() {
     }
     let layers = Layers::new(1);
     let union = layers.mount();
-    let before = ran(union.daemon(), "plyfs-rider").unwrap();
+    let Some(before) = ran(union.daemon(), "plyfs-rider") else { return skipped("mounted with io_uring") };
     let asked = eventually(Duration::from_secs(60), || {
         (0..1000).for_each(|n| assert!(!exists(union.merged(format!("nothing-{n}")))));
         // A file that comes and goes is news each time.

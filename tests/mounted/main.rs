@@ -22,6 +22,7 @@ mod owners;
 mod passthrough;
 mod removal;
 mod rights;
+mod rings;
 mod staying_up;
 mod users;
 mod xattrs;

@@ -304,6 +304,11 @@ fn sigusr1_reports_what_was_done_and_what_is_held() {
 #[test]
 fn a_layer_that_does_not_answer_holds_up_nobody_who_needs_no_answer_of_it() {
     plyfs_only!();
+    mount_over_a_layer_that_does_not_answer(|layers, options, target| layers.mount_with(options, target));
+}
+
+/// Mounts a union in the given way and stops one of its layers; checks that others are answered.
+pub fn mount_over_a_layer_that_does_not_answer(mount: impl FnOnce(Layers, &str, &Path) -> Union) {
     let below = Layers::new(1);
     write(below.lower("below"), "below");
     let slow = below.mount();
@@ -311,7 +316,7 @@ fn a_layer_that_does_not_answer_holds_up_nobody_who_needs_no_answer_of_it() {
     (0..100).for_each(|n| write(layers.lower(format!("f{n}")), format!("{n}")));
     let options = format!("lowerdir=l1:{},upperdir=upper,workdir=work", slow.merged("").display());
     let target = layers.merged("");
-    let union = layers.mount_with(&options, &target);
+    let union = mount(layers, &options, &target);
     assert_eq!(read(union.merged("below")), "below");
     let stopped = Stopped::new(slow.daemon());
     std::thread::scope(|scope| {

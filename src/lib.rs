@@ -44,7 +44,9 @@
 //! that a lower has is moved by one rename of its upper part, and a mark on it says where the search goes on below
 //! (`overlay/redirect`): a lookup in it walks from that layer's own root. With `index=on` the copy of a lower file with several
 //! names is published under `work/index` and linked to the name that was written (`overlay/index`); the others find it there,
-//! by the handle of the lower file.
+//! by the handle of the lower file. With `nfs_export=on` everything that is copied up has an entry there, and what is removed
+//! leaves a whiteout (`overlay/export`); nodes then stay in the table for as long as they have a name, because a file handle of
+//! FUSE is a node's number.
 //!
 //! Because opens and closes cost no message, there are no file handles: each request names a node, and the node finds its
 //! real file through a descriptor that is pinned, cached, or opened now. What would go out of reach is pinned: an object

@@ -12,6 +12,7 @@ pub struct Asked {
     metacopy: Option<bool>,
     verity: Verity,
     index: Option<bool>,
+    nfs_export: Option<bool>,
     uuid: Uuid,
 }
 
@@ -49,6 +50,7 @@ impl Asked {
             "redirect_dir" => self.redirect_dir = Some(choice(option, value, REDIRECT_DIR)?),
             "metacopy" => self.metacopy = Some(choice(option, value, SWITCH)?),
             "index" => self.index = Some(choice(option, value, SWITCH)?),
+            "nfs_export" => self.nfs_export = Some(choice(option, value, SWITCH)?),
             "uuid" => self.uuid = choice(option, value, UUID)?,
             "verity" => self.verity = choice(option, value, VERITY)?,
             _ => return Ok(false),
@@ -81,8 +83,39 @@ impl Asked {
             }
             redirect_dir = RedirectDir::On;
         }
-        let features = Features { redirect_dir, metacopy, index, verity: self.verity };
+        let nfs_export = self.handles(upper, index, redirect_dir, metacopy, &mut notices)?;
+        let index = index || (nfs_export && upper);
+        let features = Features { redirect_dir, metacopy, index, nfs_export, verity: self.verity };
         Ok(Resolved { features, uuid: self.uuid, notices })
+    }
+}
+
+impl Asked {
+    /// Whether there are file handles: an upper needs its index for them, and the data of a copy.
+    fn handles(
+        &self,
+        upper: bool,
+        index: bool,
+        redirect_dir: RedirectDir,
+        metacopy: bool,
+        notices: &mut Vec<String>,
+    ) -> Result<bool, SetupError> {
+        if self.nfs_export != Some(true) {
+            return Ok(false);
+        }
+        if !upper && redirect_dir != RedirectDir::NoFollow {
+            let reason =
+                "NFS export requires \"redirect_dir=nofollow\" on non-upper mount, falling back to nfs_export=off";
+            notices.push(reason.to_owned());
+            return Ok(false);
+        }
+        if upper && !index && self.index == Some(false) {
+            return Err(conflict("nfs_export=on", "index=off"));
+        }
+        if metacopy {
+            return Err(conflict("nfs_export=on", "metacopy=on"));
+        }
+        Ok(true)
     }
 }
 
@@ -128,6 +161,13 @@ mod tests {
         assert!(resolve(false, "metacopy=on,redirect_dir=nofollow").is_err());
         assert_eq!(resolve(true, "index=on"), Ok(Features { index: true, ..off }));
         assert_eq!(resolve(false, "index=on"), Ok(off));
+        let export = Features { index: true, nfs_export: true, ..off };
+        assert_eq!(resolve(true, "nfs_export=on"), Ok(export));
+        assert_eq!(resolve(true, "nfs_export=on,index=on"), Ok(export));
+        assert_eq!(resolve(false, "nfs_export=on"), Ok(off));
+        assert!(
+            resolve(true, "nfs_export=on,index=off").is_err() && resolve(true, "nfs_export=on,metacopy=on").is_err()
+        );
         assert_eq!(resolve(true, "verity=yes"), Err("verity=yes: must be on or require or off".to_owned()));
     }
 }

@@ -253,31 +253,10 @@ impl Reading {
             _ if self.features.take(key, value, option)? => {}
             _ => match ids::assign(&mut self.config.ids, key, value) {
                 Some(result) => result.map_err(|reason| refusal(option, reason))?,
-                None => return self.not_yet(key, value, option),
+                None => self.unknown.push(option.typed.clone()),
             },
         }
         Ok(())
-    }
-
-    /// What the kernel or fuse-overlayfs can and plyfs cannot: harmless values pass, the others are refused.
-    fn not_yet(&mut self, key: &str, value: &[u8], option: &RawOption) -> Result<(), SetupError> {
-        let no = "not supported yet";
-        let (harmless, refused): (&[&str], &[&str]) = match key {
-            "nfs_export" if value == b"on" => {
-                return Err(refusal(option, "not supported: the handles of a FUSE mount end with it"));
-            }
-            "nfs_export" => (&["off"], &["on"]),
-            _ => {
-                self.unknown.push(option.typed.clone());
-                return Ok(());
-            }
-        };
-        let is = |words: &[&str]| words.iter().any(|word| word.as_bytes() == value);
-        if is(harmless) {
-            return Ok(());
-        }
-        let all: Vec<&str> = harmless.iter().chain(refused).copied().collect();
-        Err(if is(refused) { refusal(option, no) } else { refusal(option, &format!("must be {}", all.join(" or "))) })
     }
 
     fn finish(mut self, low: &LowArgs, target: &OsStr) -> Result<HighArgs, SetupError> {
@@ -423,7 +402,7 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         let table = [
             ("redirect_dir=maybe", "redirect_dir=maybe: must be on or follow or nofollow or off"),
-            ("nfs_export=on", "nfs_export=on: not supported: the handles of a FUSE mount end with it"),
+            ("nfs_export=maybe", "nfs_export=maybe: must be on or off"),
             ("uidmapping=:0:1000", "uidmapping=:0:1000: must be triples DISK:SHOWN:COUNT"),
             ("squash_to_uid=x", "squash_to_uid=x: must be a number from 0 to 4294967294"),
             ("xattr_permissions=3", "xattr_permissions=3: must be 0 or 1 or 2"),

@@ -121,6 +121,7 @@ fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::err
         max_write: serving.max_write,
         passthrough: serving.passthrough,
         rings: serving.rings,
+        export: overlay.exports(),
     };
     if let Err(errno) = overlay.begin() {
         log::warn!("the work directory cannot be marked as volatile: {errno}");

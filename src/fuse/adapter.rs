@@ -213,6 +213,14 @@ impl Adapter {
     }
 
     fn lookup(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
+        if self.overlay.exports() {
+            // For a handle: what has this number, or the directory above it.
+            match Reader(body.0).text()?.as_encoded_bytes() {
+                b"." => return self.overlay.lookup_self(header.node).map(|entry| self.entry(&entry, buffers)),
+                b".." => return self.overlay.lookup_parent(header.node).map(|entry| self.entry(&entry, buffers)),
+                _ => {}
+            }
+        }
         let name = body.name()?;
         self.appetite.looked_up(header.node, name);
         match self.overlay.lookup(&caller(header, 0), header.node, name) {

@@ -39,7 +39,6 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_DONT_MASK)
-    .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_SETXATTR_EXT);
 
 /// What the connection is asked for.
@@ -59,6 +58,8 @@ pub struct Options {
     pub passthrough: Wish,
     /// Whether requests are to come through rings (`io_uring`), where the kernel's owner allows it.
     pub rings: bool,
+    /// Whether there are file handles, and the kernel may ask for what it has forgotten by its number.
+    pub export: bool,
 }
 
 impl Default for Options {
@@ -71,6 +72,7 @@ impl Default for Options {
             max_write: MAX_DATA,
             passthrough: Wish::Auto,
             rings: false,
+            export: false,
         }
     }
 }
@@ -103,6 +105,8 @@ impl fuser::Filesystem for Handshake {
         let mut wanted = WANTED;
         wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, self.options.writeback);
         wanted.set(InitFlags::FUSE_POSIX_ACL, self.options.acl);
+        wanted.set(InitFlags::FUSE_EXPORT_SUPPORT, self.options.export);
+        wanted.set(InitFlags::FUSE_NO_EXPORT_SUPPORT, !self.options.export);
         if let Err(missing) = config.add_capabilities(wanted) {
             log::debug!("this kernel's FUSE lacks {missing:?}");
             config

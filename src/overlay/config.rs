@@ -95,6 +95,8 @@ pub struct Features {
     pub metacopy: bool,
     /// Whether hard links of a lower stay one file over copy-up (the kernel's `index`).
     pub index: bool,
+    /// Whether handles find objects that the kernel has forgotten, and the index has all copies (the kernel's `nfs_export`).
+    pub nfs_export: bool,
     /// Whether data that lies elsewhere is compared with its digest.
     pub verity: Verity,
 }

@@ -137,6 +137,9 @@ impl Overlay {
             // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
+        if node.kind == Kind::Dir && layer != UPPER {
+            self.index_directory(temporary.at())?;
+        }
         let complete = left.is_none();
         let published = self.publish(node, &parent, &name, temporary, (stat, number, real, left))?;
         if let (Published::Yes, Some(copy)) = (&published, copy.filter(|_| complete)) {

@@ -48,7 +48,7 @@ pub(super) fn has_no_handles(errno: Errno) -> bool {
 }
 
 /// The name of an entry: the bytes of the origin mark in hexadecimal digits.
-fn entry_name(origin: &[u8]) -> OsString {
+pub(super) fn entry_name(origin: &[u8]) -> OsString {
     let mut name = String::with_capacity(origin.len() * 2);
     for byte in origin {
         // Writing to a string cannot fail.
@@ -74,7 +74,7 @@ impl Overlay {
     pub(super) fn is_indexed(&self, stat: &Stat) -> bool {
         // Without privilege only files hold marks.
         let can = stat.kind() == Kind::File || (self.namespace == Namespace::Trusted && !stat.is_dir());
-        self.index.is_some() && can && stat.nlink > 1
+        self.index.is_some() && can && (stat.nlink > 1 || self.features.nfs_export)
     }
 
     /// The origin mark that a copy of a lower object gets; none if its file system has no handles. Any other error is one:
@@ -234,7 +234,8 @@ impl Overlay {
         keeping_times(dir.as_fd(), || self.link_counted(index.at(&entry), link))
     }
 
-    /// A lower file with several names is copied up before one of them goes: its copy has the count.
+    /// A lower file with several names is copied up before one of them goes: its copy has the count. Of a directory, the entry
+    /// in the index has to say that it is gone.
     pub(super) fn count_before_removal(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
         if self.index.is_none() {
             return Ok(());
@@ -242,13 +243,16 @@ impl Overlay {
         let entry = {
             let _names = self.names(parent)?.read();
             match self.resolve(parent, name, From::Top)? {
-                Some(found) if found.layer != UPPER && self.is_indexed(&found.stat) => {
+                Some(found) if found.layer != UPPER && self.is_counted(&found.stat) => {
                     self.enter(parent, name, found)?
                 }
                 _ => return Ok(()),
             }
         };
-        let copied = self.node(entry.id).and_then(|node| self.copy_up(&node));
+        let copied = self.node(entry.id).and_then(|node| {
+            // What will be refused must not copy anything up.
+            if node.kind == Kind::Dir && !self.is_empty(&node)? { Ok(()) } else { self.copy_up(&node) }
+        });
         self.forget(entry.id, 1);
         copied
     }
@@ -313,7 +317,7 @@ impl Overlay {
     /// goes on with the object itself. Returns the nodes to let go once no state is locked.
     pub(super) fn name_removed(&self, counted: Counted, of: Option<(&Arc<Node>, &mut State)>) -> Vec<Arc<Node>> {
         let (Some(index), Some(entry)) = (&self.index, counted.entry) else { return Vec::new() };
-        if let Err(errno) = sys::unlink(index.dir.as_fd(), &entry) {
+        if let Err(errno) = self.retire(index, &entry, Kind::File) {
             // No name leads to it, and the next mount removes it.
             log::warn!("index: {} is of no name any more, and stays: {errno}", entry.display());
         }
@@ -323,8 +327,8 @@ impl Overlay {
         self.lose_name(node, state)
     }
 
-    /// Takes out of the index what a crash or an offline change of a layer has left there: temporary names, whiteouts,
-    /// entries without a name in the union, entries whose lower file is gone.
+    /// Takes out of the index what a crash or an offline change of a layer has left there: temporary names, entries without
+    /// a name in the union, entries whose lower file is gone. Whiteouts stay, as in the kernel: they are of what was removed.
     pub(super) fn clean_index(&self) -> Result<()> {
         let Some(index) = &self.index else { return Ok(()) };
         let mut names: Vec<OsString> = Vec::new();
@@ -335,16 +339,23 @@ impl Overlay {
         for name in names {
             let at = index.at(&name);
             let stat = sys::stat(at)?;
-            if name.as_encoded_bytes().starts_with(b"#") || stat.is_null_device() {
+            if name.as_encoded_bytes().starts_with(b"#") {
                 remove_tree(index.dir.as_fd(), &name)?;
                 continue;
             }
-            let Some(origin) = origin_of_entry(&name).as_deref().and_then(Origin::decode) else {
+            let mark = origin_of_entry(&name).unwrap_or_default();
+            let Some(origin) = Origin::decode(&mark) else {
                 log::warn!("index: {} is no entry", name.display());
                 continue;
             };
+            if stat.is_null_device() {
+                continue;
+            }
             if stat.is_dir() {
-                // For NFS, which is none of ours.
+                // Of use for handles only.
+                if self.features.nfs_export {
+                    self.verify_directory_entry(index, &name, &mark)?;
+                }
                 continue;
             }
             // From the middle of a link: from here on names come and go, and the lower's number does not tell.
@@ -354,9 +365,12 @@ impl Overlay {
                 .lowers
                 .iter()
                 .all(|layer| matches!(sys::open_handle(layer.root.as_fd(), &origin.handle), Err(Errno::ESTALE)));
-            if no_name || gone {
-                log::info!("index: {} is of no name any more", name.display());
+            if gone {
+                log::info!("index: {} is of a file that is gone", name.display());
                 sys::unlink(index.dir.as_fd(), &name)?;
+            } else if no_name {
+                log::info!("index: {} is of no name any more", name.display());
+                self.retire(index, &name, stat.kind())?;
             }
         }
         Ok(())

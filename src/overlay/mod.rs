@@ -12,6 +12,7 @@ mod copy_up;
 mod counts;
 mod create;
 mod events;
+mod export;
 mod file;
 mod idmap;
 mod index;

@@ -30,6 +30,15 @@ impl Origin {
         Some(mark)
     }
 
+    /// The same for an object of the upper, to which an entry of the index leads.
+    pub fn encode_upper(&self) -> Option<Vec<u8>> {
+        let mut mark = self.encode()?;
+        if let Some(flags) = mark.get_mut(3) {
+            *flags |= FLAG_PATH_UPPER;
+        }
+        Some(mark)
+    }
+
     /// The origin that a mark names; `None` when it is empty, foreign, or of another byte order.
     pub fn decode(mark: &[u8]) -> Option<Origin> {
         let (header, bytes) = mark.split_first_chunk::<HEADER>()?;
@@ -79,7 +88,9 @@ mod tests {
         let mark = origin.encode().unwrap();
         assert_eq!(mark.len(), 29);
         assert_eq!(mark[..5], [0, 0xfb, 29, 0, 1]);
-        assert_eq!(Origin::decode(&mark), Some(origin));
+        assert_eq!(Origin::decode(&mark).as_ref(), Some(&origin));
+        let upper = origin.encode_upper().unwrap();
+        assert_eq!((upper[3], Origin::decode(&upper)), (4, Some(origin)));
     }
 
     #[test]

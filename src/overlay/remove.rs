@@ -40,6 +40,7 @@ impl Overlay {
             self.check_removable(&parent, name)?;
         }
         self.copy_up(&parent)?;
+        self.count_before_removal(&parent, name)?;
         let _down_the_tree = self.crossing.read();
         let _names = self.names(&parent)?.write();
         let found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
@@ -114,10 +115,12 @@ impl Overlay {
         let lower = !parent.lowers().is_empty() && self.lower_has(parent, name)?;
         let object = self.dir_fd(&node, layer)?;
         let dir = self.dir_fd(parent, UPPER)?;
+        let entry = self.entry_of_directory(&node)?;
         self.change_names(&[(parent, dir.as_fd())], || match layer {
             UPPER => self.remove_upper_dir(dir.as_fd(), name, lower),
             _ => self.make_whiteout(dir.as_fd(), name),
         })?;
+        self.retire_directory(entry);
         self.note_removed(parent, name);
         self.listings.forget(parent.id);
         self.lose_dir(&node, object);

@@ -48,7 +48,7 @@ impl Overlay {
     /// `EXDEV` for a directory that a lower layer has or shares in, without `redirect_dir=on`; `ENOTEMPTY`, `ENOTDIR`, `EISDIR` as `rename(2)`.
     pub fn rename(&self, _caller: &Caller, from: (NodeId, &OsStr), to: (NodeId, &OsStr), how: Rename) -> Result<()> {
         let (old_parent, new_parent) = (self.node(from.0)?, self.node(to.0)?);
-        if !old_parent.in_upper() || !new_parent.in_upper() {
+        if !old_parent.in_upper() || !new_parent.in_upper() || self.index_of_all().is_some() {
             // What will be refused must not copy anything up.
             self.check_source(&old_parent, from.1)?;
             if how == Rename::Exchange {
@@ -57,7 +57,9 @@ impl Overlay {
         }
         self.copy_up(&old_parent)?;
         self.copy_up(&new_parent)?;
-        self.count_before_removal(&new_parent, to.1)?;
+        if how == Rename::Replace {
+            self.count_before_removal(&new_parent, to.1)?;
+        }
         let mut entered = Vec::new();
         let result = loop {
             match self.try_rename(&old_parent, from.1, &new_parent, to.1, how, &mut entered) {
@@ -137,7 +139,7 @@ impl Overlay {
     fn replace(&self, old: &End, new: &End, moving: &Arc<Node>) -> Result<()> {
         let is_dir = moving.kind == Kind::Dir;
         let mut inside = None;
-        let mut removed = None;
+        let (mut removed, mut entry) = (None, None);
         let mut there = There::Nothing;
         if let Some(target) = &new.node {
             match (is_dir, target.kind == Kind::Dir) {
@@ -152,6 +154,7 @@ impl Overlay {
                         }
                         return Err(Errno::ENOTEMPTY);
                     }
+                    entry = self.entry_of_directory(target)?;
                     // Before anything else takes its place: whoever is in it stays in it, and its number is not used again.
                     let layer = target.state.read().layer;
                     removed = Some(self.dir_fd(target, layer)?);
@@ -179,7 +182,7 @@ impl Overlay {
         let on_disk = || self.move_upper(old, new, there);
         let result = self.swap_names(old, new, moving, None, removed, on_disk);
         drop(inside);
-        result
+        result.inspect(|()| self.retire_directory(entry))
     }
 
     /// The rename itself, in the upper.

@@ -200,6 +200,12 @@ impl Overlay {
             }
             return Ok(Step::Object(Ends::Yes));
         }
+        if layer != UPPER
+            && let Some(found) = found.as_ref()
+            && !self.is_origin(parent, name, found, (at, layer))?
+        {
+            return Ok(Step::Object(Ends::Yes));
+        }
         let (DirMarks { opacity, redirect }, fd) = self.look_into(parent, at, below, layer)?;
         let xwhiteouts = opacity == Opacity::Xwhiteouts;
         let hides = opacity == Opacity::Opaque

@@ -88,8 +88,10 @@ impl Overlay {
         let numbers = InodeNumbers::new(&layers, config.narrow_inodes);
         let root = root_node(&layers, &numbers).map_err(|errno| SetupError::option("lowerdir", errno))?;
         let journal = work.as_ref().map_or(sys::Journal::Unknown, |work| sys::Journal::of(work.fd()));
+        let handles = features.nfs_export.then(sys::random_uuid).transpose();
+        let handles = handles.map_err(|errno| SetupError::option("nfs_export=on", errno))?;
         let overlay = Overlay {
-            table: Table::new(root.clone()),
+            table: Table::new(root.clone(), handles.map(|[a, b, c, d, ..]| u32::from_ne_bytes([a, b, c, d]))),
             root,
             numbers,
             layers,

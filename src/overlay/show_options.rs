@@ -102,6 +102,7 @@ impl Overlay {
             ("redirect_dir", redirect_dir),
             ("index", switched(self.index.is_some())),
             ("uuid", self.show_uuid()?),
+            ("nfs_export", switched(self.features.nfs_export)),
             ("xino", switched(self.layers.filesystems.len() > 1)),
             ("metacopy", switched(self.features.metacopy)),
             ("fsync", fsync),

@@ -58,6 +58,8 @@ struct Inner {
     nodes: HashTable<Arc<Node>>,
     /// The nodes that are found by their keys.
     keys: HashTable<Arc<Node>>,
+    /// Whether what has a name stays when the kernel forgets it, for whoever has a handle.
+    keeps_named: bool,
     hasher: RandomState,
 }
 
@@ -76,16 +78,26 @@ pub(super) enum Interned {
 }
 
 impl Table {
-    /// A table with nothing but the root, which is never forgotten.
-    pub fn new(root: Arc<Node>) -> Table {
-        let mut inner = Inner::default();
+    /// A table with nothing but the root, which is never forgotten. With handles, numbers begin with a random one: a handle
+    /// that is left of an earlier mount shall find nothing.
+    pub fn new(root: Arc<Node>, handles: Option<u32>) -> Table {
+        let mut inner = Inner { keeps_named: handles.is_some(), ..Inner::default() };
         inner.enter(root);
-        Table { next: AtomicU64::new(ROOT_ID + 1), inner: Mutex::new(Level::Table, inner) }
+        let first = ROOT_ID + 1 + (u64::from(handles.unwrap_or_default()) << 30);
+        Table { next: AtomicU64::new(first), inner: Mutex::new(Level::Table, inner) }
     }
 
     /// The node of a number.
     pub fn get(&self, id: NodeId) -> Option<Arc<Node>> {
         self.inner.lock().get(id).cloned()
+    }
+
+    /// The same with one more lookup.
+    pub fn look_up(&self, id: NodeId) -> Option<Arc<Node>> {
+        let inner = self.inner.lock();
+        let node = inner.get(id)?;
+        node.remembered.lock().lookups += 1;
+        Some(node.clone())
     }
 
     /// The node of a real object, or of a name, if the kernel remembers it.
@@ -137,7 +149,7 @@ impl Table {
     pub fn moved(&self, node: &Node, parent: Option<&Node>) -> Vec<Arc<Node>> {
         let mut inner = self.inner.lock();
         let new = parent.map_or(0, |parent| parent.id);
-        let Some(node) = inner.get(node.id) else { return Vec::new() };
+        let Some(node) = inner.get(node.id).cloned() else { return Vec::new() };
         let old = std::mem::replace(&mut node.remembered.lock().parent, new);
         if let Some(parent) = inner.get(new) {
             count_child(parent, |children| children + 1);
@@ -147,6 +159,9 @@ impl Table {
         }
         let mut gone = Vec::new();
         inner.sweep(old, &mut gone);
+        if new == 0 {
+            inner.sweep(node.id, &mut gone);
+        }
         gone
     }
 
@@ -170,7 +185,7 @@ impl Table {
         let mut inner = self.inner.lock();
         let much = inner.nodes.capacity() > 4096 && inner.nodes.len() < inner.nodes.capacity() / 4;
         if much {
-            let Inner { nodes, keys, hasher } = &mut *inner;
+            let Inner { nodes, keys, hasher, .. } = &mut *inner;
             nodes.shrink_to_fit(|node| hasher.hash_one(node.id));
             keys.shrink_to_fit(|node| hasher.hash_one(&node.remembered.lock().key));
         }
@@ -242,7 +257,11 @@ impl Inner {
         let mut next = Some(id);
         while let Some(id) = next.take() {
             let Some(node) = self.get(id).cloned() else { return };
-            if id == ROOT_ID || children(&node) > 0 || node.remembered.lock().lookups > 0 {
+            let wanted = {
+                let remembered = node.remembered.lock();
+                remembered.lookups > 0 || (self.keeps_named && remembered.parent != 0)
+            };
+            if id == ROOT_ID || children(&node) > 0 || wanted {
                 return;
             }
             self.leave_key(&node);

@@ -39,8 +39,13 @@ impl WorkDir {
 
     /// A name that nothing has.
     pub fn temporary(&self) -> Temporary<'_> {
+        Temporary { work: self, name: self.unused_name(), published: false }
+    }
+
+    /// The same for the index, whose temporary names are removed at the next mount, too.
+    pub fn unused_name(&self) -> OsString {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
-        Temporary { work: self, name: OsString::from(format!("#{n:x}")), published: false }
+        OsString::from(format!("#{n:x}"))
     }
 
     /// Removes whatever is there.

@@ -27,6 +27,8 @@ pub(super) enum Mark {
     Redirect,
     Metacopy,
     Nlink,
+    /// Of a directory's entry in the index.
+    Upper,
     Uuid,
 }
 
@@ -60,6 +62,7 @@ impl Mark {
             Mark::Redirect => "redirect",
             Mark::Metacopy => "metacopy",
             Mark::Nlink => "nlink",
+            Mark::Upper => "upper",
             Mark::Uuid => "uuid",
         }
     }

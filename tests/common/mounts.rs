@@ -86,8 +86,7 @@ impl Mounted {
 
     fn plyfs(stack: &Stack, point: &Path, extra: &str) -> Result<Mounted, String> {
         use std::os::unix::ffi::OsStringExt;
-        // What `nfs_export=on` has in its index, `index=on` can be mounted over, and the other way round.
-        let known = extra.replace(DATA, "").replace("nfs_export=on", "index=on");
+        let known = extra.replace(DATA, "");
         let options = [stack.options(), known.into_bytes()].concat();
         let log = point.with_extension("log");
         let stderr = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;

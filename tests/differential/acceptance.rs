@@ -9,13 +9,11 @@ use std::path::Path;
 type Exception = (&'static str, fn(&str) -> bool);
 
 /// Where plyfs takes what the kernel refuses, or the other way round, and why.
-const EXCEPTIONS: &[Exception] = &[
-    ("marks that plain users write may lead elsewhere, within the mount's own namespace", |set| {
+const EXCEPTIONS: &[Exception] =
+    &[("marks that plain users write may lead elsewhere, within the mount's own namespace", |set| {
         let leads = ["redirect_dir=on", "redirect_dir=follow", "redirect_dir=off", "metacopy=on", "verity="];
         set.contains("userxattr") && leads.iter().any(|option| set.contains(option))
-    }),
-    ("nfs_export=on is refused", |set| set.contains("nfs_export=on")),
-];
+    })];
 
 /// Values beyond those that random runs are made with: defaults said aloud, and what needs fs-verity.
 const MORE: &[&str] = &[
@@ -29,8 +27,8 @@ const MORE: &[&str] = &[
     "fsync=volatile",
 ];
 
-/// What only one of the two shows: FUSE shows the first for itself.
-const UNSHOWN: &[&str] = &["default_permissions", "nfs_export=on"];
+/// What only one of the two shows: FUSE shows it for itself.
+const UNSHOWN: &[&str] = &["default_permissions"];
 
 /// Every set, with an upper and without.
 fn sets() -> Vec<String> {

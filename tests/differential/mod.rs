@@ -9,6 +9,7 @@ pub mod campaign;
 pub mod exceptions;
 pub mod exec;
 pub mod generate;
+pub mod index;
 pub mod layers;
 pub mod op;
 pub mod options;

@@ -5,6 +5,7 @@ use super::bench::{Bench, Place};
 use super::exceptions::tolerated;
 use super::exec::{Outcome, Value, exec, name_of};
 use super::generate::{Generator, Scene};
+use super::index::entries;
 use super::layers::{Rights, flatten};
 use super::op::{Call, Op, Time};
 use super::path::{P, join, p, parent};
@@ -15,6 +16,7 @@ use super::watch::Watch;
 use crate::common::mounts::{Maker, Mounted, Stack};
 use rustix::fs::{FileType, Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 
 /// The layers of a union.
@@ -256,6 +258,7 @@ fn cross(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2], ends: [V
         drop(watch);
         return pair.unmount();
     }
+    compare_indexes(scenario, stacks)?;
     let crossed = [
         Stack {
             upper: stacks[1].upper.clone(),
@@ -273,6 +276,18 @@ fn cross(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2], ends: [V
     drop(a);
     drop(watch);
     pair.unmount()
+}
+
+/// The two have indexed the same. Where copy-ups come with the first write here and with the open there, they have not.
+fn compare_indexes(scenario: &Scenario, stacks: &[Stack; 2]) -> Result<(), Found> {
+    if !scenario.settle {
+        return Ok(());
+    }
+    let [a, b] = [0, 1].map(|side: usize| entries(&stacks[side]));
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let differ = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
+    let lines: Vec<String> = differ.map(|name| format!("{name}: A {:?}, B {:?}", a.get(name), b.get(name))).collect();
+    if lines.is_empty() { Ok(()) } else { Err(("index".to_owned(), lines)) }
 }
 
 fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> Result<Pair, Found> {

@@ -191,7 +191,7 @@ pub struct Terms {
     pub metacopy: bool,
     /// Whether marks are such as plain users can write.
     pub userxattr: bool,
-    /// Whether the kernel keeps its index for NFS.
+    /// Whether the index has an entry for every copy.
     pub nfs_export: bool,
 }
 

@@ -1,9 +1,12 @@
 //! Mounting: what is refused and how it is said, and mount points in odd places.
 
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+
+use plyfs::sys;
 
 use crate::support::*;
 use crate::{need_root, plyfs_only};
@@ -204,5 +207,38 @@ fn the_options_in_effect_can_be_asked() {
     for other in ["/", "/nonexistent"] {
         let shown = Command::new(PLYFS).args(["--show", other]).output().unwrap();
         assert_eq!((shown.status.code(), text(&shown).lines().count()), (Some(1), 1), "{}", text(&shown));
+    }
+}
+
+#[test]
+fn with_nfs_export_handles_find_what_the_kernel_has_forgotten() {
+    plyfs_only!();
+    need_root!();
+    let layers = Layers::new(1);
+    write(layers.lower("d/f"), "lower");
+    let target = layers.merged("");
+    let union = layers.mount_with("lowerdir=l1,upperdir=upper,workdir=work,nfs_export=on", &target);
+    let root = fs::File::open(union.merged("")).unwrap();
+    let handle = |name: &str| {
+        let path = union.merged(name);
+        sys::file_handle(sys::At::Name(rustix::fs::CWD, path.as_os_str())).unwrap()
+    };
+    let open = |handle: &sys::FileHandle| sys::open_handle(root.as_fd(), handle).unwrap();
+    let way = |object: &OwnedFd| format!("/proc/self/fd/{}", object.as_raw_fd());
+    let (file, dir) = (handle("d/f"), handle("d"));
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    assert_eq!(read(way(&open(&file))), "lower");
+    // Over copy-up and rename, too.
+    append(union.merged("d/f"), "+");
+    fs::rename(union.merged("d/f"), union.merged("moved")).unwrap();
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    assert_eq!(read(way(&open(&file))), "lower+");
+    assert_eq!(fs::read_link(way(&open(&dir))).unwrap(), union.merged("d"));
+    fs::remove_file(union.merged("moved")).unwrap();
+    drop(root);
+    let union = union.remount();
+    let root = fs::File::open(union.merged("")).unwrap();
+    for old in [&file, &dir] {
+        assert_eq!(sys::open_handle(root.as_fd(), old).unwrap_err(), plyfs::errno::Errno::ESTALE);
     }
 }

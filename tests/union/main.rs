@@ -18,6 +18,7 @@ mod copy_up;
 mod create;
 mod data_only;
 mod escape;
+mod export;
 #[cfg(debug_assertions)]
 mod faults;
 #[cfg(debug_assertions)]

@@ -1,0 +1,124 @@
+//! `nfs_export=on`: every copy has an entry in the index, and objects are found again by their numbers.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use plyfs::errno::Errno;
+use plyfs::overlay::{ROOT_ID, Rename};
+
+use crate::fixture::{Layers, Union, mark, set_mark};
+use crate::need;
+use crate::support::is_root;
+
+fn exporting(lowers: &[&str]) -> Layers {
+    let mut layers = Layers::of(lowers);
+    layers.config.features.index = true;
+    layers.config.features.nfs_export = true;
+    layers
+}
+
+/// How many directories, whiteouts and other objects the index has.
+fn entries(layers: &Layers) -> (usize, usize, usize) {
+    let mut counts = (0, 0, 0);
+    for entry in fs::read_dir(layers.root().join("work/index")).unwrap() {
+        let kind = entry.unwrap().path().symlink_metadata().unwrap();
+        match kind.mode() & libc::S_IFMT {
+            libc::S_IFDIR => counts.0 += 1,
+            libc::S_IFCHR => counts.1 += 1,
+            _ => counts.2 += 1,
+        }
+    }
+    counts
+}
+
+#[test]
+fn every_copy_has_an_entry_and_what_is_removed_a_whiteout() {
+    let u = exporting(&["d/f = 1\n d/g = 2\n e/x = 3\n gone = 4\n h/"]).open();
+    u.append("d/f", "+").unwrap();
+    assert_eq!(entries(&u.layers), (1, 0, 1));
+    assert_eq!(fs::metadata(u.upper_path("d/f")).unwrap().nlink(), 2);
+    assert_eq!(u.stat("d/f").unwrap().nlink, 1);
+    u.unlink("gone").unwrap();
+    assert_eq!(entries(&u.layers), (1, 1, 1));
+    u.rmdir("h").unwrap();
+    assert_eq!(entries(&u.layers), (1, 2, 1));
+    u.create("own", "").unwrap();
+    u.unlink("own").unwrap();
+    u.rename("d/g", "moved").unwrap();
+    assert_eq!(entries(&u.layers), (1, 2, 2));
+    // What is refused copies nothing up.
+    assert_eq!(u.rename_unchecked("d", "e", Rename::Replace), Err(Errno::EXDEV));
+    assert_eq!(entries(&u.layers), (1, 2, 2));
+    let u = u.reopen();
+    assert_eq!(entries(&u.layers), (1, 2, 2));
+    assert_eq!(u.stat("d/f").unwrap().nlink, 1);
+    u.shows("d/f = 1+\n e/x = 3\n moved = 2");
+    u.unlink("d/f").unwrap();
+    u.rmdir("d").unwrap();
+    assert_eq!(entries(&u.layers), (0, 4, 1));
+}
+
+#[test]
+fn a_directory_that_is_replaced_leaves_a_whiteout() {
+    let u = exporting(&["d/\n e/"]).open();
+    u.mkdir("new").unwrap();
+    u.rename("new", "d").unwrap();
+    assert_eq!(entries(&u.layers), (0, 1, 0));
+    u.mkdir("e/in").unwrap();
+    u.rmdir("e/in").unwrap();
+    assert_eq!(entries(&u.layers), (1, 1, 0));
+    u.rename("d", "e").unwrap();
+    assert_eq!(entries(&u.layers), (0, 2, 0));
+    u.reopen().shows("e/");
+}
+
+#[test]
+fn entries_that_lead_nowhere_are_found_at_a_mount() {
+    need!(is_root(), "only root can open by handles");
+    let u = exporting(&["d/f = 1\n e/f = 1\n g/f = 1\n h/f = 1"]).open();
+    for dir in ["d", "e", "g", "h"] {
+        u.chmod(dir, 0o700).unwrap();
+    }
+    let layers = u.close();
+    assert_eq!(entries(&layers), (4, 0, 0));
+    // One is removed offline, another is made the copy of something else, a third's entry loses its mark.
+    fs::remove_dir(layers.upper_path("d")).unwrap();
+    set_mark(&layers.upper_path("e"), "origin", &mark(&layers.upper_path("g"), "origin").unwrap());
+    let of_h = mark(&layers.upper_path("h"), "origin").unwrap();
+    let name: String = of_h.iter().map(|byte| format!("{byte:02x}")).collect();
+    let entry = layers.root().join("work/index").join(name);
+    rustix::fs::removexattr(&entry, "trusted.overlay.upper").unwrap();
+    fs::write(layers.root().join("work/index/#7"), "").unwrap();
+    let u = layers.open();
+    assert_eq!(entries(&u.layers), (1, 1, 0));
+    // The upper directory is another's copy: the lower one of its name is no part of it.
+    u.shows("d/f = 1\n e/\n g/f = 1\n h/f = 1");
+}
+
+fn again(u: &Union, id: u64) -> Result<u64, Errno> {
+    u.overlay.lookup_self(id).map(|entry| entry.attr.ino)
+}
+
+#[test]
+fn what_is_forgotten_is_found_by_its_number_while_it_has_a_name() {
+    let u = exporting(&["d/f = 1\n g = 2"]).open();
+    let (id, ino) = (u.at("d/f").unwrap(), u.stat("d/f").unwrap().ino);
+    u.forget_all();
+    assert_eq!(again(&u, id), Ok(ino));
+    let above = u.overlay.lookup_parent(id).unwrap();
+    assert_eq!(above.attr.ino, u.stat("d").unwrap().ino);
+    assert_eq!(u.overlay.lookup_parent(above.id).unwrap().id, ROOT_ID);
+    u.append("d/f", "+").unwrap();
+    u.rename("d/f", "moved").unwrap();
+    u.forget_all();
+    assert_eq!(again(&u, id), Ok(ino));
+    u.unlink("moved").unwrap();
+    assert_eq!((again(&u, id), again(&u, 77)), (Err(Errno::ESTALE), Err(Errno::ESTALE)));
+    // Without a name, it is not kept for ever.
+    let of_g = u.at("g").unwrap();
+    u.forget_all();
+    u.unlink("g").unwrap();
+    assert_eq!(again(&u, of_g), Err(Errno::ESTALE));
+    let u = u.reopen();
+    assert_eq!(again(&u, id), Err(Errno::ESTALE));
+}

@@ -226,6 +226,8 @@ pub(super) struct LowerDir {
     pub ino: u64,
     /// Whether whiteouts in it can be regular files with a mark (`opaque` is `x`).
     pub xwhiteouts: bool,
+    /// Whether it takes long to watch.
+    pub large: bool,
     /// Whether it holds `.wh.` names: 0 unknown, 1 no, 2 yes.
     pub wh_names: AtomicU8,
 }
@@ -237,6 +239,7 @@ impl Clone for LowerDir {
             home: self.home.clone(),
             ino: self.ino,
             xwhiteouts: self.xwhiteouts,
+            large: self.large,
             wh_names: AtomicU8::new(self.wh_names.load(Ordering::Relaxed)),
         }
     }

@@ -17,6 +17,7 @@ use super::config::RedirectDir;
 use super::node::{LayerIndex, LayerPath, LowerDir, Nameless, Node, Place, UPPER};
 use super::resolve::{Found, exists};
 use super::superblock::Overlay;
+use super::watch::is_large;
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
 use super::xattr::{DirMarks, Mark, Namespace, Opacity};
 use crate::errno::{Errno, Result};
@@ -153,7 +154,15 @@ impl Overlay {
                 There::Object { stat, marks, dir, .. } if stat.is_dir() => {
                     let xwhiteouts = marks.opacity == Opacity::Xwhiteouts;
                     let home = Some(LayerPath::from(place));
-                    found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, home, ..LowerDir::default() });
+                    let large = is_large(&stat);
+                    found.lowers.push(LowerDir {
+                        layer,
+                        ino: stat.ino,
+                        xwhiteouts,
+                        large,
+                        home,
+                        ..LowerDir::default()
+                    });
                     found.fds.extend(dir.map(|fd| (layer, fd)));
                 }
                 // Below a directory, what is no directory does not show.

@@ -16,6 +16,7 @@ use super::order::RwLock;
 use super::origin::{Origin, inode_of};
 use super::superblock::{Caller, Entry, Lasting, Overlay};
 use super::table::{Interned, Key};
+use super::watch::is_large;
 use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
 use super::xattr::{DirMarks, Mark, Opacity};
 use crate::errno::{Errno, Result};
@@ -212,7 +213,8 @@ impl Overlay {
             || (below == Below::Something && self.wh_hides_below(parent, lower, name, &dir, fd.as_ref())?);
         let found = found.get_or_insert_with(|| Found::new(stat, layer));
         if layer != UPPER {
-            found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, ..LowerDir::default() });
+            let large = is_large(&stat);
+            found.lowers.push(LowerDir { layer, ino: stat.ino, xwhiteouts, large, ..LowerDir::default() });
         }
         found.fds.extend(fd.map(|fd| (layer, fd)));
         if let Some(redirect) = redirect.filter(|_| !hides && layer < self.layers.last_merged()) {
@@ -445,6 +447,9 @@ impl Overlay {
         let Some(dir) = &node.dir else { return Ok((shown, self.lasting_attributes(node, &shown))) };
         if dir.watches.is_complete(node) {
             return Ok((shown, Lasting::Both));
+        }
+        if is_large(&stat) || node.lowers().iter().any(|lower| lower.large) {
+            return Ok((shown, Lasting::Name));
         }
         // Watched from now on; what happened since it was looked at is seen by looking again.
         if self.is_watched(node) { Ok((self.attr(node)?, Lasting::Both)) } else { Ok((shown, Lasting::Name)) }

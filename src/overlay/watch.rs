@@ -23,7 +23,7 @@ use super::order::{Level, Mutex};
 use super::own_change::{OwnNames, Rounds};
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, Inotify, WatchId};
+use crate::sys::{self, AsFd, Inotify, Stat, WatchId};
 
 /// Where notices go: who remembers what the union said.
 pub trait Listener: Send + Sync {
@@ -40,6 +40,15 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// How often directories for which there was no watch are looked at.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
+
+/// The size, in bytes, from which on a directory takes long to watch: some hundred names to a thousand. The system marks each
+/// name that it has in memory, which for 50,000 of them took 5 ms.
+const LARGE: u64 = 32 << 10;
+
+/// Whether a directory takes long to watch, by what it looks like: then it waits until something in it is asked for.
+pub(super) fn is_large(stat: &Stat) -> bool {
+    stat.size >= LARGE
+}
 
 /// The watches of a union.
 #[derive(Debug)]

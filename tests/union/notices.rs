@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use plyfs::overlay::{Listener, NodeId, Overlay, Rename};
+use plyfs::overlay::{Lasting, Listener, NodeId, Overlay, Rename};
 
 use crate::fixture::Layers;
 use crate::support::eventually;
@@ -111,4 +111,23 @@ fn a_part_of_a_directory_that_becomes_opaque_is_told_with_all_below() {
     assert!(u.lookup(&caller(), deep, named("low")).is_err());
     assert_eq!(u.lookup(&caller(), d, named("deep")).unwrap().id, deep, "another node, and its mounts would go");
     assert!(low.id != deep);
+}
+
+#[test]
+fn a_large_directory_is_watched_once_something_in_it_is_asked_for() {
+    let layers = Layers::of(&["small/x = 1\n large/x = 1"]).volatile();
+    for n in 0..3000 {
+        fs::write(layers.lower(1, format!("large/a rather long name, {n}")), "").unwrap();
+    }
+    let (u, told) = watched(&layers);
+    let look = |name: &str| u.lookup(&caller(), u.root(), named(name)).unwrap();
+    assert_eq!(look("small").lasting, Lasting::Both);
+    let before = u.held().watches;
+    let large = look("large");
+    assert_eq!((large.lasting, u.held().watches), (Lasting::Name, before));
+    u.lookup(&caller(), large.id, named("none")).unwrap_err();
+    assert_eq!(u.held().watches, before + 1);
+    assert_eq!(look("large").lasting, Lasting::Both);
+    fs::write(layers.lower(1, "large/none"), "").unwrap();
+    assert!(eventually(Duration::from_secs(5), || told.has(large.id, "none")));
 }

@@ -238,6 +238,7 @@ impl Overlay {
         {
             sys::truncate(copy.as_fd(), size)?;
         }
+        self.begin_to_settle(copy.as_fd(), effort)?;
         Ok((copy, effort))
     }
 

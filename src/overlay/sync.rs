@@ -34,6 +34,18 @@ pub(super) struct Uncommitted {
 }
 
 impl Overlay {
+    /// The data of a copy is complete: where it is to be written out that begins now, and goes on while the copy gets its
+    /// attributes.
+    pub(super) fn begin_to_settle(&self, copy: BorrowedFd<'_>, effort: CopyEffort) -> Result<()> {
+        match (self.fsync, self.journal, effort) {
+            (Fsync::Auto, Journal::Sequential, CopyEffort::Copied) => match sys::begin_write_out(copy) {
+                Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+                result => result,
+            },
+            _ => Ok(()),
+        }
+    }
+
     /// Sees to it that the name that a copy is about to get does not reach the disk before its data.
     pub(super) fn settle_data(&self, copy: BorrowedFd<'_>, effort: CopyEffort) -> Result<()> {
         match (self.fsync, self.journal, effort) {

@@ -74,11 +74,20 @@ fn has_journal(root: &Path, dev: u64) -> bool {
             .is_ok_and(|text| !text.lines().any(|option| option == "journal_async_commit"))
 }
 
+/// Begins to write the data of a file to the device. Errors as of [`write_out`], which has to follow.
+pub fn begin_write_out(fd: BorrowedFd<'_>) -> Result<()> {
+    sync_file_range(fd, libc::SYNC_FILE_RANGE_WRITE)
+}
+
 /// Writes the data of a file to the device and waits for that, but for no journal, and flushes no device.
 /// `ENOSYS` or `EPERM` where a sandbox does not know the call.
 pub fn write_out(fd: BorrowedFd<'_>) -> Result<()> {
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(fd, wait | libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_file_range(fd: BorrowedFd<'_>, flags: u32) -> Result<()> {
     gate("sync_file_range")?;
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: sync_file_range(2) takes no pointers.
     let r = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, flags) };
     if r == 0 { Ok(()) } else { Err(Errno::from(std::io::Error::last_os_error())) }

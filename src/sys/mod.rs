@@ -40,7 +40,7 @@ pub use inotify::{Happening, Inotify, WatchId, wait_for_events};
 pub use ioctl::{
     VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, is_casefolded, open_backing, verity_digest,
 };
-pub use journal::{Journal, write_out};
+pub use journal::{Journal, begin_write_out, write_out};
 pub use tree::private_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 

@@ -74,7 +74,8 @@
 //! (`overlay/watch`; what an event means, `overlay/events`): each directory of which something was told, in each layer that has it. A change behind the mount
 //! raises an event, the event a notice, and the kernel asks again; that takes a tenth of a second. It keeps what it finds to
 //! be the same node, with all that is mounted on it or below it (`overlay/revalidate`, `fuse/notices`). Where no watch is to be
-//! had, what is told holds for less than a second. The union's own changes to the upper raise events, too; they are
+//! had, what is told holds for less than a second; so do the attributes of a large directory, which takes long to watch, until
+//! something in it is asked for. The union's own changes to the upper raise events, too; they are
 //! recognised by what is known of the object, and raise no notice. That an object has no extended attributes is believed
 //! here on the same grounds (`overlay/xattr_known`): the kernel asks each time, and the answer costs no system call.
 //!

@@ -167,6 +167,9 @@ impl Overlay {
 
     fn set_mode(&self, node: &Arc<Node>, mode: u32) -> Result<()> {
         if node.kind == Kind::File {
+            if !self.may_read_marks(mode) {
+                self.copy_up_data(node, Data::All)?;
+            }
             self.pin_before(node, mode);
         }
         self.with_real(node, |at, _| self.chmod(at, mode))

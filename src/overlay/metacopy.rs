@@ -252,7 +252,7 @@ impl Overlay {
     /// Whether a copy-up of a node can leave its data where it is; then the data's place. A node without a name has no
     /// place from which the data could be found again.
     pub(super) fn data_to_leave(&self, node: &Arc<Node>, stat: &Stat, layer: LayerIndex) -> Option<Arc<LowerData>> {
-        if !self.features.metacopy || node.kind != Kind::File {
+        if !self.features.metacopy || node.kind != Kind::File || !self.may_read_marks(stat.mode) {
             return None;
         }
         let (parent, name) = node.named()?;
@@ -274,6 +274,12 @@ impl Overlay {
                 LowerData { layer: Some(layer), path: place.into(), blocks: stat.blocks, linked, digest }
             }
         }))
+    }
+
+    /// Whether the server could read the marks of a file of that mode and its own: those of users are kept from whom the file
+    /// is kept from. One without data whose mark cannot be read would be taken for a file full of zeroes.
+    pub(super) fn may_read_marks(&self, mode: u32) -> bool {
+        self.server.0 == 0 || mode & 0o400 != 0 || self.source(UPPER).is_some()
     }
 
     /// Whether an upper file has its data still in a lower.

@@ -53,6 +53,18 @@ fn a_mode_taken_away_does_not_stop_an_open_descriptor() {
 }
 
 #[test]
+fn a_file_that_its_owner_may_not_read_keeps_its_data_where_only_attributes_are_copied() {
+    plyfs_only!();
+    both_ways(
+        "",
+        "echo one > lower/f; echo two > lower/g; LOWERS=lower,metacopy=on; union
+        chmod 640 merged/f; chmod 0 merged/f; chmod 200 merged/g
+        leave; union
+        chmod 600 merged/f merged/g; [ \"$(cat merged/f merged/g)\" = \"$(printf 'one\\ntwo')\" ]",
+    );
+}
+
+#[test]
 fn an_unlinked_file_of_mode_0_stays_open() {
     both_ways(
         "",

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -14,7 +15,7 @@ use super::wire::{Header, opcode, operation};
 use crate::errno::{Errno, Result};
 
 /// How often a request for which there are no descriptors is tried again.
-const TRIES: usize = 8;
+const TRIES: u64 = 8;
 
 /// What is no answer to a caller's mistake, but trouble with a layer or of the server's own.
 const TROUBLE: [Errno; 6] = [Errno::EIO, Errno::ENOSPC, Errno::EDQUOT, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
@@ -51,10 +52,11 @@ impl Tally {
             Tally::add(cell);
         }
         let mut answer = self.guarded(adapter, header, body, buffers);
-        for _ in 0..TRIES {
+        for tried in 0..TRIES {
             let Err(Errno::EMFILE | Errno::ENFILE) = answer else { break };
             // What failed has changed nothing. What is only kept because it may be wanted again is in the way now. Other
-            // threads keep descriptors meanwhile, so that one more try may be too few.
+            // threads keep descriptors meanwhile, so that one more try may be too few, and too soon.
+            std::thread::sleep(Duration::from_millis(tried));
             log::warn!("no more descriptors: those that are only kept are closed");
             Tally::add(&self.retries);
             adapter.overlay().close_kept();

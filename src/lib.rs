@@ -102,12 +102,13 @@
 //! | `Node::copying` | a node | its data is copied up; the only lock that is held then |
 //! | `DirState::names` | a directory | a name in it is looked up (shared), made, removed, moved or published (alone); two in order of their ids, a parent's before its child's |
 //! | `Watches` | a directory | watches are added |
+//! | `CountLocks` | objects of the upper | with `index=on`, a name of one comes or goes (alone), or its count is read (shared) |
 //! | `Node::state`, of what is no directory | a node | its name is used for a system call (shared), or changes |
 //! | `Overlay::renaming` | the union | directories are opened from above (shared), or one is moved |
 //! | `Node::state`, of a directory | a node | its place is read, or changes |
 //! | `Table` (under it `Node::remembered`), the caches, the watch maps | the union | never while a system call is made |
 //!
-//! The options add none: the data of a metacopy comes under the node's `copying`, as any copy; a redirect is written
+//! The other options add none: the data of a metacopy comes under the node's `copying`, as any copy; a redirect is written
 //! before its directory moves, under the `names` of both parents; an index entry is published under the `state` of its node,
 //! and linked to a name under the `names` of that directory.
 //!

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::copy_up::Data;
 use super::node::{LowerDir, Node, NodeId, UPPER, known};
+use super::order::WriteGuard;
 use super::resolve::{Found, From};
 use super::superblock::{Caller, Entry, Overlay};
 use super::workdir::{Temporary, WorkDir, remove_tree};
@@ -132,13 +133,12 @@ impl Overlay {
         // Known from now on: what is to be done about it once the object is there must not fail.
         self.has_wh_names(&parent, &LowerDir::default())?;
         if let What::Link(node) = what {
-            self.with_real(node, |at, _| self.count_by_upper(at))?;
             // It may be one that was copied up: the directory holds such from now on.
             if self.is_impure_object(node)? {
                 self.set_impure(&parent, parent_dir)?;
             }
         }
-        let make = || self.make_in_upper(&self.caller_on_disk(caller), &target, what);
+        let make = || self.make_counted(&self.caller_on_disk(caller), &target, what);
         let (file, replaced) = self.change_names(&[(&parent, target.dir)], make)?;
         if let What::Link(_) = what {
             self.note_linked(&parent, name);
@@ -147,6 +147,7 @@ impl Overlay {
         let found = match self.look_at_new(&target, what, file.as_ref()) {
             Ok(found) => found,
             Err(errno) => {
+                let _alone = self.hold_count_of(what);
                 self.unmake(&target, replaced);
                 return Err(errno);
             }
@@ -206,6 +207,26 @@ impl Overlay {
         if let Err(errno) = taken_back {
             log::warn!("{} was made and cannot be taken back: {errno}", target.name.display());
         }
+    }
+
+    /// Makes the object; another name of one whose names are counted while nobody else changes the count.
+    fn make_counted(
+        &self,
+        caller: &Caller,
+        target: &Target<'_>,
+        what: What<'_>,
+    ) -> Result<(Option<OwnedFd>, Replaces)> {
+        let _alone = self.hold_count_of(what);
+        if let What::Link(node) = what {
+            self.with_real(node, |at, _| self.count_by_upper(at))?;
+        }
+        self.make_in_upper(caller, target, what)
+    }
+
+    fn hold_count_of(&self, what: What<'_>) -> Option<WriteGuard<'_, ()>> {
+        let What::Link(node) = what else { return None };
+        let real = node.state.read().real;
+        self.hold_count(real)
     }
 
     /// Makes the object, in place if that is right in one step. Says what it took the place of.

@@ -1,10 +1,9 @@
 //! The index: hard links of a lower file stay one file over copy-up (`index=on`).
 //!
-//! Owns: `WORKDIR/index`, where the copy of a lower file with several names stands under the name of its origin, and the
-//! count of its names. Answers to the index half of the kernel's `namei.c`, `copy_up.c` and `util.c`.
+//! Owns: `WORKDIR/index`, where the copy of a lower file with several names stands under the name of its origin. Answers to
+//! the index half of the kernel's `namei.c`, `copy_up.c` and `util.c`; how its names are counted, `nlink`.
 //!
 //! A name that only lowers have shows the copy by way of the index. It is linked into the upper when it is moved or removed.
-//! How many names the union shows is kept with the copy (`nlink`), as a difference to what its file system counts.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
@@ -13,7 +12,7 @@ use std::sync::Arc;
 
 use super::copy_up::{Published, keeping_times};
 use super::metacopy::LowerData;
-use super::node::{LayerIndex, Node, RealId, State, UPPER};
+use super::node::{LayerIndex, Node, RealId, UPPER};
 use super::origin::Origin;
 use super::resolve::{Found, From};
 use super::superblock::Overlay;
@@ -21,7 +20,7 @@ use super::table::Key;
 use super::workdir::{Temporary, remove_tree};
 use super::xattr::{Mark, Namespace};
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, RenameFlags, Stat};
+use crate::sys::{self, AsFd, At, Kind, RenameFlags, Stat};
 
 /// The opened index directory.
 #[derive(Debug)]
@@ -33,13 +32,6 @@ impl Index {
     pub fn at<'a>(&'a self, name: &'a OsStr) -> At<'a> {
         At::Name(self.dir.as_fd(), name)
     }
-}
-
-/// An object in the upper whose names are counted, and one of them is about to go.
-pub(super) struct Counted {
-    object: OwnedFd,
-    /// Its entry in the index, if the name is its last.
-    entry: Option<OsString>,
 }
 
 /// Whether an errno says that a file system has no handles, or none that fits; or that nobody here may ask for them.
@@ -60,13 +52,6 @@ pub(super) fn entry_name(origin: &[u8]) -> OsString {
 fn origin_of_entry(name: &OsStr) -> Option<Vec<u8>> {
     let name = name.to_str().filter(|name| name.len() % 2 == 0 && name.is_ascii())?;
     (0..name.len()).step_by(2).map(|at| u8::from_str_radix(name.get(at..at + 2)?, 16).ok()).collect()
-}
-
-/// The difference that a mark tells, and to which count: `U+1` to that of the upper, `L-1` to that of the lower.
-fn difference(mark: &[u8]) -> Option<(u8, i64)> {
-    let (kind, number) = mark.split_first().filter(|(kind, _)| matches!(kind, b'U' | b'L'))?;
-    let number = std::str::from_utf8(number).ok()?.parse::<i32>().ok()?;
-    Some((*kind, i64::from(number)))
 }
 
 impl Overlay {
@@ -116,55 +101,6 @@ impl Overlay {
         Ok(Some(found))
     }
 
-    /// Gives an object of the upper the number of names that the union has for it.
-    pub(super) fn count_names(&self, at: At<'_>, stat: &mut Stat, lower: Option<u32>) -> Result<()> {
-        if self.index.is_none() || stat.is_dir() || stat.nlink == 0 {
-            return Ok(());
-        }
-        let Some(mark) = self.own_mark(at, Mark::Nlink)? else { return Ok(()) };
-        let union = match difference(&mark) {
-            Some((b'U', more)) => i64::from(stat.nlink) + more,
-            Some((_, more)) => match lower.or_else(|| self.names_of_origin(at)) {
-                Some(lower) => i64::from(lower) + more,
-                None => i64::from(stat.nlink) - 1,
-            },
-            None => i64::from(stat.nlink),
-        };
-        stat.nlink = u32::try_from(union).unwrap_or(1);
-        Ok(())
-    }
-
-    fn names_of_origin(&self, at: At<'_>) -> Option<u32> {
-        let origin = Origin::decode(&self.own_mark(at, Mark::Origin).ok()??)?;
-        self.layers.lowers.iter().find_map(|layer| {
-            let fd = sys::open_handle(layer.root.as_fd(), &origin.handle).ok()?;
-            Some(sys::stat(At::Fd(fd.as_fd())).ok()?.nlink)
-        })
-    }
-
-    /// The union has so many names more than the upper (`U`) or the lower (`L`) counts.
-    fn count_from(&self, at: At<'_>, side: char, more: i64) -> Result<()> {
-        self.set_mark_in_place(at, Mark::Nlink, format!("{side}{more:+}").as_bytes())
-    }
-
-    /// Makes a name that the union has had all along one of the upper's, too. Meanwhile the names are counted from the lower's,
-    /// whose number does not change, so that the count is right whatever happens in between; the next mount sees to the rest.
-    /// Where the lower is not to be found (without privilege) a crash right after the link leaves one name too many counted.
-    fn link_counted<T>(&self, at: At<'_>, link: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Some((union, _)) = self.count_by_upper(at)? else { return link() };
-        if let Some(lower) = self.names_of_origin(at) {
-            self.count_from(at, 'L', union - i64::from(lower))?;
-        }
-        let linked = link();
-        let settle = || self.count_from(at, 'U', union - i64::from(sys::stat(at)?.nlink));
-        // The name is there, and an error would say that it is not: what failed once is asked again.
-        if let Err(errno) = settle().or_else(|_| settle()) {
-            // Counted from the lower's the number is right, too; before it changes it is counted from the upper's again.
-            log::warn!("the names of a file in the index are still counted from the lower's: {errno}");
-        }
-        linked
-    }
-
     /// Publishes the copy of a lower file with several names in the index, for all of them.
     pub(super) fn publish_in_index(
         &self,
@@ -175,8 +111,7 @@ impl Overlay {
     ) -> Result<Published> {
         let Some(index) = &self.index else { return Err(Errno::EIO) };
         let name = entry_name(origin);
-        // The index is a name, too.
-        self.count_from(temporary.at(), 'U', i64::from(lower.nlink) - 1)?;
+        self.begin_count(temporary.at(), lower)?;
         let real = RealId::of(&sys::stat(temporary.at())?);
         let mut state = node.state.write();
         match sys::rename(temporary.pair(), (index.dir.as_fd(), &name), RenameFlags::NOREPLACE) {
@@ -257,76 +192,6 @@ impl Overlay {
         copied
     }
 
-    /// The upper object of a name that is about to go, if its names are counted. All that may fail is done now: once the name
-    /// is gone, an error would say that it is not.
-    pub(super) fn object_to_count(
-        &self,
-        dir: sys::BorrowedFd<'_>,
-        name: &OsStr,
-        layer: LayerIndex,
-    ) -> Result<Option<Counted>> {
-        if self.index.is_none() || layer != UPPER {
-            return Ok(None);
-        }
-        let object = match sys::open(dir, name, OFlags::PATH, Mode::empty()) {
-            Ok(object) => object,
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(errno),
-        };
-        let at = At::Fd(object.as_fd());
-        let Some((union, upper)) = self.count_by_upper(at)? else { return Ok(None) };
-        let origin = match union <= 1 {
-            // A layer got names that nobody counted: from now on those count that the upper has, besides the entry.
-            true if upper > 2 => self.count_from(at, 'U', -1).map(|()| None)?,
-            true => self.own_mark(at, Mark::Origin)?,
-            false => None,
-        };
-        Ok(Some(Counted { object, entry: origin.as_deref().map(entry_name) }))
-    }
-
-    /// How many names the union and the upper have for an object. They are counted from the upper's from now on: so the count
-    /// goes along with each name that comes or goes, in one step. None for what is not counted.
-    pub(super) fn count_by_upper(&self, at: At<'_>) -> Result<Option<(i64, i64)>> {
-        if self.index.is_none() {
-            return Ok(None);
-        }
-        let stat = sys::stat(at)?;
-        if stat.is_dir() || stat.nlink == 0 {
-            return Ok(None);
-        }
-        let upper = i64::from(stat.nlink);
-        let name = Mark::Nlink.name(self.namespace);
-        let mark = match self.despite_mode(at, || sys::get_xattr(at, OsStr::new(&name))) {
-            Err(Errno::ENODATA | Errno::ENOTSUP | Errno::EPERM) => return Ok(None),
-            mark => mark?,
-        };
-        match difference(&mark) {
-            Some((b'U', more)) => Ok(Some((upper + more, upper))),
-            // From a link that was cut short. Where the lower is not found, which takes privilege, that is how it stays.
-            Some((_, more)) => {
-                let Some(lower) = self.names_of_origin(at) else { return Ok(None) };
-                let union = i64::from(lower) + more;
-                self.count_from(at, 'U', union - upper)?;
-                Ok(Some((union, upper)))
-            }
-            None => Ok(None),
-        }
-    }
-
-    /// A name of a counted object was removed: the last one takes the index entry with it, and whoever has the object open
-    /// goes on with the object itself. Returns the nodes to let go once no state is locked.
-    pub(super) fn name_removed(&self, counted: Counted, of: Option<(&Arc<Node>, &mut State)>) -> Vec<Arc<Node>> {
-        let (Some(index), Some(entry)) = (&self.index, counted.entry) else { return Vec::new() };
-        if let Err(errno) = self.retire(index, &entry, Kind::File) {
-            // No name leads to it, and the next mount removes it.
-            log::warn!("index: {} is of no name any more, and stays: {errno}", entry.display());
-        }
-        let Some((node, state)) = of else { return Vec::new() };
-        state.rare.set_index(None);
-        state.rare.object.get_or_insert_with(|| Arc::new(counted.object));
-        self.lose_name(node, state)
-    }
-
     /// Takes out of the index what a crash or an offline change of a layer has left there: temporary names, entries without
     /// a name in the union, entries whose lower file is gone. Whiteouts stay, as in the kernel: they are of what was removed.
     pub(super) fn clean_index(&self) -> Result<()> {
@@ -400,15 +265,6 @@ mod tests {
         assert_eq!(origin_of_entry(OsStr::new("00fb1d")), Some(vec![0, 0xfb, 0x1d]));
         for bad in ["00f", "0x", "#12", "é0"] {
             assert_eq!(origin_of_entry(OsStr::new(bad)), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn differences_are_signed_and_of_one_of_two_counts() {
-        assert_eq!(difference(b"U+2"), Some((b'U', 2)));
-        assert_eq!(difference(b"L-1"), Some((b'L', -1)));
-        for bad in [&b""[..], b"U", b"X+1", b"U+99999999999", b"+1"] {
-            assert_eq!(difference(bad), None);
         }
     }
 }

@@ -19,6 +19,7 @@ mod index;
 mod ino;
 mod layer;
 mod metacopy;
+mod nlink;
 mod node;
 mod order;
 mod origin;

@@ -19,6 +19,8 @@ pub(super) enum Level {
     Names,
     /// `Watches`.
     Watches,
+    /// `CountLocks`.
+    Counting,
     /// `Node::state` of what is no directory; several, in order of their ids.
     File,
     /// `Overlay::renaming`.

@@ -295,6 +295,10 @@ impl Overlay {
             Some(node) if node.kind != Kind::Dir => Some(self.dir_fd(&new.parent, node.state.read().layer)?),
             _ => None,
         };
+        let counted = match replaced {
+            Some(replaced) if replaced.kind != Kind::Dir => self.object_to_count(new.dir.as_fd(), &new.name, UPPER)?,
+            _ => None,
+        };
         let mut renaming = None;
         let mut states = SmallVec::<[(NodeId, WriteGuard<'_, State>); 2]>::new();
         for node in nodes {
@@ -311,10 +315,6 @@ impl Overlay {
             }
             states.push((node.id, state));
         }
-        let counted = match replaced {
-            Some(replaced) if replaced.kind != Kind::Dir => self.object_to_count(new.dir.as_fd(), &new.name, UPPER)?,
-            _ => None,
-        };
         let dirs = [(&*old.parent, old.dir.as_fd()), (&*new.parent, new.dir.as_fd())];
         self.change_names(if old.parent.id == new.parent.id { &dirs[..1] } else { &dirs }, on_disk)?;
         let mut gone = Vec::new();

@@ -14,6 +14,7 @@ use super::idmap::Ids;
 use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::{FileSystem, Layer, Layers};
+use super::nlink::CountLocks;
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
 use super::order::{Level, RwLock};
 use super::override_stat::{check, find_sources};
@@ -113,6 +114,7 @@ impl Overlay {
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
             whiteouts: FdCache::new(1),
             listings: Listings::default(),
+            count_locks: CountLocks::default(),
             crossing: RwLock::new(Level::Crossing, ()),
             renaming: RwLock::new(Level::Renaming, ()),
             capability_dropped: std::sync::atomic::AtomicU64::new(0),

@@ -14,6 +14,7 @@ use super::idmap::Ids;
 use super::index::Index;
 use super::ino::InodeNumbers;
 use super::layer::Layers;
+use super::nlink::CountLocks;
 use super::node::{LayerIndex, Nameless, Node, NodeId, Place, RealId, UPPER};
 use super::order::RwLock;
 use super::readdir::Listings;
@@ -62,6 +63,7 @@ pub struct Overlay {
     /// The whiteout that others are made names of.
     pub(super) whiteouts: FdCache<()>,
     pub(super) listings: Listings,
+    pub(super) count_locks: CountLocks,
     /// Held for writing while the names of two directories anywhere in the tree are locked, for reading while those of a
     /// directory and of one in it are: the one goes by ids, the other down the tree, and together they would not be an order.
     /// Lock order: before any `names`.
@@ -306,13 +308,15 @@ impl Overlay {
             let state = node.state.read();
             (state.real, state.rare.index.is_some())
         };
+        let steady = (node.kind != Kind::Dir).then(|| self.keep_count(real));
         let stat = self.with_real(node, |at, layer| {
             let mut stat = self.stat_in(at, layer)?;
             if layer == UPPER && (indexed || stat.nlink > 1) {
-                self.count_names(at, &mut stat, None)?;
+                self.count_names_kept(at, &mut stat, None)?;
             }
             Ok(stat)
         })?;
+        drop(steady);
         if RealId::of(&stat) != real && RealId::of(&stat) != node.state.read().real {
             return Err(Errno::ESTALE);
         }

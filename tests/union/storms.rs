@@ -1,13 +1,14 @@
 //! Storms: many threads make, remove and rename at once, and what is left adds up.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use plyfs::errno::Errno;
 use plyfs::overlay::Rename;
 
 use crate::concurrency::{at_once, in_time};
-use crate::fixture::Layers;
+use crate::fixture::{Layers, Union};
 use crate::vfs::caller;
 
 const THREADS: usize = 6;
@@ -183,6 +184,79 @@ fn a_removal_and_a_rename_do_not_wait_for_each_other() {
         let found = ["outer/f", "outer/inner/f"].iter().filter(|path| u.at(path).is_ok()).count();
         assert!(found <= 1);
     });
+}
+
+/// A lower file with two names in each of the directories, copied up into the index.
+fn file_of_many_names() -> Union {
+    let more: String = (1..THREADS).map(|n| format!("d{n}/f == d0/f\n d{n}/g == d0/f\n")).collect();
+    let mut layers = Layers::of(&[&format!("d0/f = 1\n d0/g == d0/f\n {more}")]).volatile();
+    layers.config.features.index = true;
+    let u = layers.open();
+    u.append("d0/f", "2").unwrap();
+    u
+}
+
+fn entries_in_index(u: &Union) -> usize {
+    fs::read_dir(u.layers.root().join("work/index")).unwrap().count()
+}
+
+#[test]
+fn names_of_one_file_are_counted_however_many_come_and_go_at_once() {
+    in_time(|| {
+        for _ in 0..30 {
+            let u = file_of_many_names();
+            at_once(THREADS, |thread| {
+                let name = |what: &str| format!("d{thread}/{what}");
+                u.rename(name("f"), name("moved")).unwrap();
+                u.link(name("moved"), name("new")).unwrap();
+                u.create(name("over"), "x").unwrap();
+                u.rename(name("over"), name("g")).unwrap();
+            });
+            for thread in 0..THREADS {
+                let nlink = |name: &str| u.stat(format!("d{thread}/{name}")).unwrap().nlink as usize;
+                assert_eq!((nlink("moved"), nlink("new"), nlink("g")), (2 * THREADS, 2 * THREADS, 1));
+            }
+            at_once(THREADS, |thread| {
+                for name in ["moved", "new"] {
+                    u.unlink(format!("d{thread}/{name}")).unwrap();
+                }
+            });
+            assert_eq!(entries_in_index(&u), 0, "the last name takes the entry with it");
+        }
+    });
+}
+
+#[test]
+fn names_are_never_seen_miscounted_while_they_become_the_uppers_own() {
+    in_time(|| {
+        for _ in 0..150 {
+            let u = file_of_many_names();
+            let id = u.at("d0/f").unwrap();
+            let moved = AtomicUsize::new(1);
+            at_once(THREADS, |thread| {
+                if thread > 0 {
+                    let _done = Done(&moved);
+                    for name in ["f", "g"] {
+                        u.rename(format!("d{thread}/{name}"), format!("d{thread}/{name}-moved")).unwrap();
+                    }
+                    return;
+                }
+                while moved.load(Relaxed) < THREADS {
+                    assert_eq!(u.overlay.getattr(id).unwrap().0.nlink as usize, 2 * THREADS);
+                    assert_eq!(u.stat("d0/g").unwrap().nlink as usize, 2 * THREADS);
+                }
+            });
+        }
+    });
+}
+
+/// Counts who has come to the end, in whatever way.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Relaxed);
+    }
 }
 
 /// Which of those at once comes first decides what the others find.

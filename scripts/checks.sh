@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What only a nightly toolchain can check: undefined behaviour (Miri), data races (ThreadSanitizer), and input that fuzzers make
-# up. Not a part of continuous integration.
+# What takes longer than continuous integration has: orders of the threads that a model makes up (shuttle); and what only a
+# nightly toolchain can check: undefined behaviour (Miri), data races (ThreadSanitizer), and input that fuzzers make up.
 #
-#   scripts/checks.sh [SECONDS] [miri] [tsan] [fuzz]      each for so long (60), all three when none is named
+#   scripts/checks.sh [SECONDS] [model] [miri] [tsan] [fuzz]      each for so long (60), all four when none is named
 #
 # Everything is built into target/checks. What a fuzzer finds lies in fuzz/artifacts; `cargo +nightly fuzz run TARGET FILE` in the
 # package's directory repeats it.
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 seconds=60
 case ${1:-} in [0-9]*) seconds=$1; shift ;; esac
-[ $# -gt 0 ] || set -- miri tsan fuzz
+[ $# -gt 0 ] || set -- model miri tsan fuzz
 checks=$PWD/target/checks
 failed=0
 
@@ -28,6 +28,12 @@ for_a_while() {
     124) echo "cut off after $seconds s, with nothing found" ;;
     *) failed=1 ;;
     esac
+}
+
+model() {
+    say "the threads' turns, in a million orders of each case"
+    cargo test --quiet --release --test model --no-run
+    PLYFS_MODEL=1000000 for_a_while cargo test --quiet --release --test model
 }
 
 miri() {
@@ -70,7 +76,7 @@ fuzz() {
 
 for check in "$@"; do
     case $check in
-    miri | tsan | fuzz) "$check" ;;
+    model | miri | tsan | fuzz) "$check" ;;
     *) echo "no such check: $check" >&2; exit 2 ;;
     esac
 done

@@ -85,7 +85,8 @@
 //! runs on the caller's processor and gives way to it (`fuse/crew`, `fuse/follow`): between two processors most of a small
 //! request's time is wake-ups. A lookout sees to it that this never costs more than some milliseconds where it does not pay.
 //! With `io_uring` requests come through shared memory to threads that are kept on their callers' processors (`fuse/rings`,
-//! `sys/uring`); the adapter does not notice.
+//! `sys/uring`); the adapter does not notice. How these threads wait and wake each other rests on `fuse/sync` alone, for
+//! which `tests/model` has another to put in its place.
 //!
 //! # Where the server lives
 //!

@@ -13,5 +13,6 @@ pub mod passthrough;
 mod rings;
 pub mod server;
 pub mod session;
+mod sync;
 pub mod wire;
 mod worker;

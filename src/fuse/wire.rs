@@ -207,6 +207,9 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The size of `fuse_in_header`, in bytes.
+pub const REQUEST_HEADER: usize = 40;
+
 /// The size of `fuse_out_header`, in bytes.
 pub const HEADER: u16 = 16;
 

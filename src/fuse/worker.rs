@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::adapter::{Adapter, Answer, Buffers, Channel};
 use super::boundary::Tally;
-use super::crew::{Crew, Post, Reason, Turn};
+use super::crew::{Crew, Desk, Fit, Handed, Post, Read};
 use super::follow::{Company, Follower};
 use super::rings::Queue;
 use super::server::MAX_DATA;
-use super::wire::{HEADER, Header, Reader, Writer, notify, opcode, operation};
+use super::wire::{HEADER, Header, REQUEST_HEADER, Reader, Writer, notify, opcode, operation};
 use crate::errno::{Errno, Result};
 use crate::sys;
 use crate::sys::uring::Ring;
@@ -32,14 +32,13 @@ pub(super) struct Worker<'a> {
 struct Message<'a> {
     header: Header,
     body: &'a [u8],
-    whole: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     fn parse(whole: &'a [u8]) -> Option<Message<'a>> {
         let mut reader = Reader(whole);
         match reader.header() {
-            Ok(header) => Some(Message { header, body: reader.0, whole }),
+            Ok(header) => Some(Message { header, body: reader.0 }),
             Err(_) => {
                 log::error!("a message of {} bytes is no request", whole.len());
                 None
@@ -47,9 +46,6 @@ impl<'a> Message<'a> {
         }
     }
 }
-
-/// The connection is over.
-struct Over;
 
 /// Room for the largest request. Pages of it that no request has filled cost nothing.
 fn space() -> Vec<u8> {
@@ -63,72 +59,17 @@ impl<'a> Worker<'a> {
 
     /// The life of a regular thread.
     pub(super) fn serve(&self, post: Post) {
-        let (mut space, mut buffers, mut follower) = (space(), Buffers::for_device(), Follower::new());
-        loop {
-            match self.crew.turn() {
-                Turn::Read if !self.crew.begin_read(post) => return,
-                Turn::Read => match self.read_counted(&mut space) {
-                    Ok(Some(message)) => {
-                        let company = follower.as_mut().map(|follower| follower.note(&message.header, message.body));
-                        if company == Some(Company::One) {
-                            self.crew.offer(message.header.pid);
-                        }
-                        self.answer(&self.device, &message, &mut buffers);
-                    }
-                    Ok(None) => {}
-                    Err(Over) => return self.crew.dismiss(),
-                },
-                Turn::Answer(handed) => {
-                    if let Some(message) = Message::parse(&handed.message) {
-                        self.answer(&handed.device, &message, &mut buffers);
-                    }
-                }
-                Turn::End => return,
-            }
-        }
+        self.crew.serve(post, &mut Seat::new(self, Follower::new()));
     }
 
     /// The life of the thread that stays with one caller.
     pub(super) fn ride(&self) {
-        let Some(mut follower) = Follower::new() else { return };
+        let Some(follower) = Follower::new() else { return };
         if let Err(errno) = sys::cpu::give_way() {
             log::debug!("nobody rides: {errno}");
             return;
         }
-        self.crew.enlist();
-        let (mut space, mut buffers) = (space(), Buffers::for_device());
-        let mut known = 0;
-        while let Some(number) = self.crew.await_ride() {
-            if number != known {
-                known = number;
-                follower.join(self.crew.caller());
-            }
-            match self.read(&mut space) {
-                Ok(Some(message)) => {
-                    self.crew.begin(message.header.pid);
-                    if self.keeps(&mut follower, &message) {
-                        self.answer(&self.device, &message, &mut buffers);
-                    }
-                    self.crew.done();
-                }
-                Ok(None) => {}
-                Err(Over) => return self.crew.dismiss(),
-            }
-        }
-    }
-
-    /// Whether the rider answers this itself.
-    fn keeps(&self, follower: &mut Follower, message: &Message<'_>) -> bool {
-        match follower.note(&message.header, message.body) {
-            Company::Large => !self.crew.hand_over(message.whole, &self.device),
-            Company::Several => {
-                self.crew.end_ride(Reason::Crowd);
-                true
-            }
-            Company::One | Company::AsBefore => {
-                !self.takes_long(&message.header) || !self.crew.hand_over(message.whole, &self.device)
-            }
-        }
+        self.crew.serve_one(&mut Seat::new(self, Some(follower)));
     }
 
     /// Whether a request copies so much that it is not to be done where others have precedence.
@@ -139,26 +80,6 @@ impl<'a> Worker<'a> {
             }
             opcode::COPY_FILE_RANGE => true,
             _ => false,
-        }
-    }
-
-    fn read_counted<'space>(&self, space: &'space mut [u8]) -> std::result::Result<Option<Message<'space>>, Over> {
-        let read = self.read(space);
-        self.crew.end_read();
-        read
-    }
-
-    fn read<'space>(&self, space: &'space mut [u8]) -> std::result::Result<Option<Message<'space>>, Over> {
-        match rustix::io::read(&*self.device, &mut *space) {
-            Ok(length) => Ok(Message::parse(space.get(..length).unwrap_or_default())),
-            // The request was taken back, or a signal came.
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(None),
-            // Unmounted.
-            Err(rustix::io::Errno::NODEV) => Err(Over),
-            Err(errno) => {
-                log::error!("requests cannot be read: {errno}");
-                Err(Over)
-            }
         }
     }
 
@@ -230,6 +151,86 @@ impl<'a> Worker<'a> {
         // If it does not work, what waits goes on waiting for what is slow.
         if let Err(errno) = rustix::io::retry_on_intr(|| rustix::io::write(&*self.device, &message)) {
             log::debug!("a queue is not stirred: {errno}");
+        }
+    }
+}
+
+/// A worker and the request that it is at.
+struct Seat<'a> {
+    worker: &'a Worker<'a>,
+    space: Vec<u8>,
+    header: Header,
+    length: usize,
+    buffers: Buffers,
+    follower: Option<Follower>,
+}
+
+impl<'a> Seat<'a> {
+    fn new(worker: &'a Worker<'a>, follower: Option<Follower>) -> Seat<'a> {
+        let (space, buffers) = (space(), Buffers::for_device());
+        Seat { worker, space, header: Header::default(), length: 0, buffers, follower }
+    }
+
+    fn company(&mut self) -> Company {
+        let body = self.space.get(REQUEST_HEADER..self.length).unwrap_or_default();
+        self.follower.as_mut().map_or(Company::AsBefore, |follower| follower.note(&self.header, body))
+    }
+}
+
+impl Desk for Seat<'_> {
+    fn read(&mut self) -> Read {
+        match rustix::io::read(&*self.worker.device, &mut *self.space) {
+            Ok(length) => match Message::parse(self.space.get(..length).unwrap_or_default()) {
+                Some(message) => {
+                    (self.header, self.length) = (message.header, length);
+                    Read::Request(self.header.pid)
+                }
+                None => Read::Nothing,
+            },
+            // The request was taken back, or a signal came.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Read::Nothing,
+            // Unmounted.
+            Err(rustix::io::Errno::NODEV) => Read::Over,
+            Err(errno) => {
+                log::error!("requests cannot be read: {errno}");
+                Read::Over
+            }
+        }
+    }
+
+    fn is_alone(&mut self) -> bool {
+        self.company() == Company::One
+    }
+
+    fn fit(&mut self) -> Fit {
+        match self.company() {
+            Company::Large => Fit::Long,
+            Company::Several => Fit::Crowd,
+            Company::One | Company::AsBefore if self.worker.takes_long(&self.header) => Fit::Long,
+            Company::One | Company::AsBefore => Fit::Own,
+        }
+    }
+
+    fn answer(&mut self) {
+        let whole = self.space.get(..self.length).unwrap_or_default();
+        let message = Message { header: self.header, body: whole.get(REQUEST_HEADER..).unwrap_or_default() };
+        self.worker.answer(&self.worker.device, &message, &mut self.buffers);
+    }
+
+    fn hand(&self) -> Handed {
+        let message = self.space.get(..self.length).unwrap_or_default().to_vec();
+        Handed { message, device: self.worker.device.clone() }
+    }
+
+    fn answer_handed(&mut self, handed: &Handed) {
+        if let Some(message) = Message::parse(&handed.message) {
+            self.worker.answer(&handed.device, &message, &mut self.buffers);
+        }
+    }
+
+    fn join(&mut self, caller: u32) {
+        if let Some(follower) = &mut self.follower {
+            follower.join(caller);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The lookout of a [crew](super): whether the rider gets on, and whether anybody reads.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Crew, NONE, Reason};
+use super::sync::Ordering;
+use super::turns::{Crew, NONE, Reason};
 use crate::sys::cpu::{self, Waited};
 
 /// How often the lookout looks while there is something to look at.
@@ -21,7 +21,7 @@ const KEPT_WAITING: Duration = Duration::from_millis(3);
 
 impl Crew {
     /// The lookout's life. `waiting`: whether a request waits to be read; `relieve`: starts a spare thread.
-    pub(in crate::fuse) fn look_out(&self, waiting: impl Fn() -> bool, relieve: impl Fn()) {
+    pub fn look_out(&self, waiting: impl Fn() -> bool, relieve: impl Fn()) {
         loop {
             let mut state = self.state.lock();
             while self.ride() == NONE && !state.short && !state.ended {

@@ -83,18 +83,9 @@ impl Overlay {
         if set.uid.is_some() || set.gid.is_some() {
             self.set_owner(caller, &node, set)?;
         }
+        let mut heralded = None;
         if set.is_empty() && node.kind != Kind::Dir && node.kind != Kind::Symlink {
-            // A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag.
-            self.with_real(&node, |at, _| {
-                // Root's writes leave suid as it is; their herald follows on the removal of a capability.
-                let may = match caller.uid {
-                    0 => self.capability_dropped.swap(0, Ordering::Relaxed) != id,
-                    // A write past the server brings no flag of its own.
-                    _ if node.own_change.is_unheard() => true,
-                    uid => uid == self.owner_shown(at)?.uid,
-                };
-                if may { self.kill_privileges(caller, &node, at) } else { Ok(()) }
-            })?;
+            heralded = self.with_real(&node, |at, _| self.change_nothing(caller, &node, at))?;
         }
         if let Some(mode) = set.mode {
             self.set_mode(&node, mode)?;
@@ -105,7 +96,45 @@ impl Overlay {
         // The change is made, and an error would say that it is not: what failed once is asked again.
         let result = self.getattr(id).or_else(|_| self.getattr(id))?;
         self.note_as(&node, &result.0);
-        Ok(result)
+        match heralded {
+            // It has to be asked for again, and is right then, whether or not there was a write.
+            Some(mode) => Ok((Stat { mode, ..result.0 }, Lasting::NameOnly)),
+            None => Ok(result),
+        }
+    }
+
+    /// A change of owner to the same owner, by who may; or the herald of somebody's write, which has its own flag. They are
+    /// one message. Returns the mode that a write would leave, if it is to be told to the kernel: once the write has come it
+    /// will not ask for the mode by itself, and `link(2)` goes by the one that it knows (`protected_hardlinks`).
+    fn change_nothing(&self, caller: &Caller, node: &Node, at: At<'_>) -> Result<Option<u32>> {
+        let stat = self.owner_shown(at)?;
+        // Root's writes leave suid as it is; their herald follows on the removal of a capability.
+        let may = match caller.uid {
+            0 => self.capability_dropped.swap(0, Ordering::Relaxed) != node.id,
+            // A write past the server brings no flag of its own.
+            _ if node.own_change.is_unheard() => true,
+            uid => uid == stat.uid,
+        };
+        if may {
+            return self.kill_privileges(caller, node, at).map(|()| None);
+        }
+        let left = caller.without_privileges(&stat);
+        if caller.uid == 0 || left == stat.mode {
+            return Ok(None);
+        }
+        node.own_change.tell_ahead();
+        Ok(Some(left))
+    }
+
+    /// Whether a file may be given another name by that caller. The kernel has seen to it, unless it was told of a write ahead
+    /// that never came: then it took what still has suid for harmless.
+    pub(super) fn may_be_linked(&self, caller: &Caller, node: &Arc<Node>) -> Result<bool> {
+        if caller.uid == 0 || !node.own_change.is_told_ahead() {
+            return Ok(true);
+        }
+        let stat = self.attr(node)?;
+        let runs_as_group = stat.mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP;
+        Ok(stat.uid == caller.uid || !(stat.mode & libc::S_ISUID != 0 || runs_as_group))
     }
 
     /// Takes sgid from what is not the caller's group's, before its ACL or owner changes: the server, who changes it, may

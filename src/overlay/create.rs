@@ -68,6 +68,9 @@ impl Overlay {
         if node.kind == Kind::Dir {
             return Err(Errno::EPERM);
         }
+        if !self.may_be_linked(caller, &node)? {
+            return Err(Errno::EPERM);
+        }
         self.copy_up(&node)?;
         if node.data().is_some() {
             // From both names the data is to be found.

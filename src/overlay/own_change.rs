@@ -66,6 +66,8 @@ impl Rounds {
 const UNHEARD: u8 = 1;
 /// Somebody may have it mapped to write to it without us, and without an event.
 const MAPPED: u8 = 2;
+/// The kernel was told the mode that a write would leave, before it came.
+const TOLD_AHEAD: u8 = 4;
 
 impl OwnChange {
     /// Writes may come that nobody here hears of; says whether that is the first time that it may be mapped.
@@ -78,6 +80,15 @@ impl OwnChange {
     /// No more of them; a mapping may stay for as long as the node.
     pub fn end_unheard(&self) {
         self.flags.fetch_and(!UNHEARD, Ordering::Relaxed);
+    }
+
+    /// The kernel is told what a write would leave, which may never come. That stays known for as long as the node.
+    pub fn tell_ahead(&self) {
+        self.flags.fetch_or(TOLD_AHEAD, Ordering::Relaxed);
+    }
+
+    pub fn is_told_ahead(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & TOLD_AHEAD != 0
     }
 
     pub fn is_unheard(&self) -> bool {

@@ -49,6 +49,12 @@ fn case(name: &'static str, lower: &[(&str, Node)], upper: &[(&str, Node)], call
     Case { name, scenario, calls: calls.into_iter().map(|(caller, op)| Call { caller, op }).collect() }
 }
 
+/// Nobody looks at the trees before the end, which would ask for attributes.
+fn unwatched(mut case: Case) -> Case {
+    case.scenario.every = 0;
+    case
+}
+
 fn settled(mut case: Case) -> Case {
     case.scenario.settle = true;
     case
@@ -56,6 +62,10 @@ fn settled(mut case: Case) -> Case {
 
 fn dir() -> Node {
     Node::new(Kind::Dir, 0o755)
+}
+
+fn open_dir() -> Node {
+    Node::new(Kind::Dir, 0o777)
 }
 
 fn file(mode: u32) -> Node {
@@ -177,6 +187,17 @@ fn privileges() -> Vec<Case> {
             &[],
             vec![(Caller::Bob, open("f", WRITE)), (Caller::Bob, truncate)],
         ),
+        unwatched(case(
+            "what lost suid to a write of another can be linked by who may write to it",
+            &[("d", open_dir()), ("f", file(0o4666))],
+            &[],
+            vec![
+                (ROOT, open("f", WRITE)),
+                (Caller::Alice, Op::Link { from: p("f"), to: p("d/a") }),
+                (Caller::Alice, Op::Write { slot: 0, offset: 0, length: 10, tint: 1 }),
+                (Caller::Bob, Op::Link { from: p("f"), to: p("d/b") }),
+            ],
+        )),
     ]
 }
 

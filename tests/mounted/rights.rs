@@ -51,6 +51,40 @@ fn root_keeps_suid_when_it_writes() {
     assert_eq!(mode(union.merged("file")), 0o6777);
 }
 
+/// `protected_hardlinks` looks at the mode that the kernel knows, and does not ask the server for it.
+#[test]
+fn what_lost_suid_to_a_write_can_be_linked_and_what_only_might_have_cannot() {
+    need_root!();
+    crate::need!(have("python3"), "no python3");
+    let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap();
+    crate::need!(protected.trim() == "1", "fs.protected_hardlinks is off");
+    let layers = Layers::new(1);
+    for name in ["written", "left"] {
+        write(layers.lower(name), "data");
+        chmod(layers.lower(name), 0o4666);
+    }
+    fs::create_dir(layers.lower("dir")).unwrap();
+    chmod(layers.lower("dir"), 0o777);
+    let union = layers.mount();
+    // Root's files, opened by root; nobody writes to the one through that. Of the other nobody only changes the owner to no
+    // other: the message is the same that comes before a write.
+    write(
+        union.root().join("nobody"),
+        "cd merged
+        try() { ln $1 dir/ 2>/dev/null && echo $1 linked || echo $1 refused; }
+        try written; try left
+        printf x >&3; try written
+        python3 -c 'import os; os.chown(\"left\", -1, -1)' 2>/dev/null; try left; try left
+        stat -c '%n %a %h' left written",
+    );
+    let found =
+        sh(union.root(), "exec 3<>merged/written; exec setpriv --reuid=65534 --regid=65534 --clear-groups bash nobody");
+    assert_eq!(
+        found,
+        "written refused\nleft refused\nwritten linked\nleft refused\nleft refused\nleft 4666 1\nwritten 666 2\n"
+    );
+}
+
 #[test]
 fn writing_clears_capabilities() {
     need_root!();

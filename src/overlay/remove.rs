@@ -74,7 +74,8 @@ impl Overlay {
     /// Removes a directory that no lower layer has a part in if there is nothing in it on disk, which the removal itself finds
     /// out. False if there is something: names, or whiteouts, of which the union shows none.
     fn remove_bare(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<bool> {
-        if self.must_hide(parent, name, found)? {
+        // One that was moved has its lower part elsewhere, which no look at its name finds.
+        if !found.lowers.is_empty() || self.must_hide(parent, name, found)? {
             return Ok(false);
         }
         let node = self.known(parent, name, found);

@@ -55,6 +55,12 @@ fn unwatched(mut case: Case) -> Case {
     case
 }
 
+/// With these mount options on both sides.
+fn with(options: &str, mut case: Case) -> Case {
+    case.scenario.options += options;
+    case
+}
+
 fn settled(mut case: Case) -> Case {
     case.scenario.settle = true;
     case
@@ -279,5 +285,20 @@ fn numbers() -> Vec<Case> {
             &[],
             vec![(ROOT, Op::SyncDir { path: p("d/e/f") }), (ROOT, Op::Mkdir { path: p("d/e/g"), mode: 0o755 })],
         )),
+        with(
+            ",redirect_dir=on",
+            case(
+                "a directory that was moved is not empty while its lower part is not",
+                &[("d", dir()), ("d/f", file(0o644)), ("n", dir())],
+                &[],
+                vec![
+                    (ROOT, Op::Rename { from: p("d"), to: p("e"), flags: 0 }),
+                    (ROOT, Op::Rmdir { path: p("e") }),
+                    (ROOT, Op::Rename { from: p("n"), to: p("e"), flags: 0 }),
+                    (ROOT, Op::Unlink { path: p("e/f") }),
+                    (ROOT, Op::Rmdir { path: p("e") }),
+                ],
+            ),
+        ),
     ]
 }

@@ -38,6 +38,27 @@ fn a_directory_of_a_lower_moves_and_its_files_stay() {
 }
 
 #[test]
+fn a_directory_that_was_moved_is_removed_only_once_it_is_empty() {
+    let u = redirecting(&["d/x = 1\n d/sub/y = 2\n other/"]).open();
+    for (from, to) in [("d", "e"), ("e", "other/f")] {
+        u.rename(from, to).unwrap();
+        assert_eq!(u.rmdir(to), Err(Errno::ENOTEMPTY));
+        u.mkdir("new").unwrap();
+        assert_eq!(u.rename("new", to), Err(Errno::ENOTEMPTY));
+        u.rmdir("new").unwrap();
+    }
+    u.shows("other/f/sub/y = 2\n other/f/x = 1");
+    let u = u.reopen();
+    assert_eq!(u.rmdir("other/f"), Err(Errno::ENOTEMPTY));
+    u.unlink("other/f/x").unwrap();
+    u.unlink("other/f/sub/y").unwrap();
+    u.rmdir("other/f/sub").unwrap();
+    u.rmdir("other/f").unwrap();
+    u.shows("other/");
+    u.reopen().shows("other/");
+}
+
+#[test]
 fn redirects_within_redirected_directories_add_up() {
     let u = redirecting(&["a/b/c/x = 1", "a/b/c/y = 2"]).open();
     u.rename("a", "A").unwrap();

@@ -81,7 +81,7 @@
 //!
 //! # Who answers
 //!
-//! Some regular threads read requests and answer them, or, while one caller has the union for itself, one thread alone that
+//! Some regular threads read requests and answer them, or, while one caller at a time has the union for itself, one thread alone that
 //! runs on the caller's processor and gives way to it (`fuse/crew`, `fuse/follow`): between two processors most of a small
 //! request's time is wake-ups. A lookout sees to it that this never costs more than some milliseconds where it does not pay.
 //! With `io_uring` requests come through shared memory to threads that are kept on their callers' processors (`fuse/rings`,

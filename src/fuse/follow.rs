@@ -11,6 +11,11 @@
 //! To look where the caller is every 16 requests, and not every 64, made a container store's commit of 27,000 files 0.77 of
 //! what it was: its runtime moves the caller every few milliseconds, and 4 looks were no reason to let it go.
 //! On idle processors the scheduler moves the caller away again unless the thread gives way: see [`crew`](super::crew).
+//!
+//! One caller need not be one process. A shell, `make`, a package's scripts make a process for each step and wait for it: a
+//! walk through a tree of processes, one at a time, in which each is new once, and each way back up was a way down before.
+//! Callers that run side by side come back again and again instead. So a caller that comes back counts as a stranger, and one
+//! that was not there before makes up for it.
 
 use super::wire::{Header, Reader, opcode};
 use crate::sys::cpu::{Processors, Whereabouts};
@@ -19,8 +24,12 @@ use crate::sys::cpu::{Processors, Whereabouts};
 /// each request until the next one up to 20 if the caller has moved meanwhile, as those of large runtimes do every few ms.
 const LOOK_EVERY: u32 = 16;
 
-/// How many changes of caller between two looks end the following.
+/// How many callers that came back, less those that were new, end the following; as long as no caller had [`LOOK_EVERY`]
+/// requests in a row.
 const STRANGERS: u32 = 4;
+
+/// So many earlier callers are remembered.
+const REMEMBERED: usize = 4;
 
 /// What counts as a large piece of data, in bytes, and for how many requests it is remembered.
 const LARGE: usize = 64 << 10;
@@ -35,7 +44,7 @@ const LET_GO: u32 = 4096;
 pub(super) enum Company {
     /// Nothing new.
     AsBefore,
-    /// One caller alone for a while, and its processor is known.
+    /// One caller at a time for a while, and the processor of the last is known.
     One,
     /// Several callers, or one that runs away.
     Several,
@@ -49,9 +58,14 @@ pub(super) struct Follower {
     allowed: Processors,
     place: Option<usize>,
     caller: u32,
+    /// The callers before it, the last first.
+    earlier: [u32; REMEMBERED],
     /// The caller's thread, once it was looked up.
     seen: Option<Whereabouts>,
+    /// Requests of this caller since the last other one.
     in_a_row: u32,
+    /// Requests since the last look, of one caller at a time.
+    unseen: u32,
     strangers: u32,
     flights: u32,
     /// So many requests are answered before anything is decided again.
@@ -62,7 +76,14 @@ impl Follower {
     /// For the calling thread; none where there is no choice of processors.
     pub(super) fn new() -> Option<Follower> {
         let allowed = Processors::allowed().ok().filter(|allowed| allowed.count() > 1)?;
-        Some(Follower { allowed, place: None, caller: 0, seen: None, in_a_row: 0, strangers: 0, flights: 0, pause: 0 })
+        Some(Follower::fresh(allowed, None, 0))
+    }
+
+    /// One that knows nothing but its caller.
+    fn fresh(allowed: Processors, place: Option<usize>, caller: u32) -> Follower {
+        let earlier = [0; REMEMBERED];
+        let (in_a_row, unseen, strangers, flights, pause) = (0, 0, 0, 0, 0);
+        Follower { allowed, place, caller, earlier, seen: None, in_a_row, unseen, strangers, flights, pause }
     }
 
     /// Notes a request that this thread is about to answer, and moves the thread if that is due.
@@ -77,24 +98,47 @@ impl Follower {
         }
         if self.pause > 0 {
             self.pause -= 1;
-        } else if header.pid != self.caller {
-            (self.caller, self.in_a_row, self.seen) = (header.pid, 0, None);
-            self.strangers += 1;
-            if self.strangers > STRANGERS {
-                self.go(None);
-                return Company::Several;
-            }
         } else {
+            if header.pid != self.caller {
+                return self.meet(header.pid);
+            }
             self.in_a_row += 1;
-            if self.in_a_row.is_multiple_of(LOOK_EVERY) {
+            if self.in_a_row >= LOOK_EVERY {
+                self.strangers = 0;
+            }
+            self.unseen += 1;
+            if self.unseen >= LOOK_EVERY {
                 return self.look();
             }
         }
         Company::AsBefore
     }
 
+    /// Another caller than that of the last request.
+    fn meet(&mut self, caller: u32) -> Company {
+        let back = self.earlier.contains(&caller);
+        self.earlier.rotate_right(1);
+        if let Some(last) = self.earlier.first_mut() {
+            *last = self.caller;
+        }
+        (self.caller, self.in_a_row, self.seen) = (caller, 0, None);
+        self.strangers = if back { self.strangers + 1 } else { self.strangers.saturating_sub(1) };
+        if self.strangers > STRANGERS {
+            self.unseen = 0;
+            self.go(None);
+            return Company::Several;
+        }
+        self.unseen += 1;
+        if self.place.is_some() {
+            // Processes are begun on idle processors, as a rule, and ask for little: what is next is its next request.
+            let found = self.see();
+            self.go(found.or(self.place));
+        }
+        Company::AsBefore
+    }
+
     fn look(&mut self) -> Company {
-        self.strangers = 0;
+        self.unseen = 0;
         let found = self.see();
         if self.place.is_some() && found != self.place {
             self.flights += 1;
@@ -114,7 +158,7 @@ impl Follower {
     /// Goes to a caller that another thread found alone. What was known of former callers is forgotten.
     pub(super) fn join(&mut self, caller: u32) {
         let (allowed, place) = (self.allowed, self.place);
-        *self = Follower { allowed, place, caller, seen: None, in_a_row: 0, strangers: 0, flights: 0, pause: 0 };
+        *self = Follower::fresh(allowed, place, caller);
         let found = self.see();
         self.go(found);
     }
@@ -191,11 +235,48 @@ mod tests {
         let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
         assert_eq!(follower.place, processor_of(own_thread()));
         assert_eq!(Processors::allowed().map(|now| now.count()), Ok(1));
-        for pid in 1..=STRANGERS + 1 {
-            follower.note(&request(opcode::LOOKUP, pid), b"name\0");
+        // They run side by side: each comes back after the other.
+        for n in 0..STRANGERS + 3 {
+            follower.note(&request(opcode::LOOKUP, u32::MAX - n % 2), b"name\0");
         }
         assert_eq!(follower.place, None);
         assert_eq!(Processors::allowed().map(|now| now.count()), Ok(follower.allowed.count()));
+    }
+
+    #[test]
+    fn processes_that_follow_each_other_are_one_caller() {
+        let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
+        // A script, whose steps are processes that make processes of their own.
+        for n in (0..100).map(|n| u32::MAX - 3 * n) {
+            for caller in [own_thread(), n, n - 1, n, n - 2, n, own_thread()] {
+                assert_ne!(follower.note(&request(opcode::LOOKUP, caller), b"name\0"), Company::Several);
+            }
+            assert!(follower.place.is_some());
+        }
+    }
+
+    #[test]
+    fn one_caller_at_a_time_is_company_of_one() {
+        let Some(mut follower) = Follower::new() else { return eprintln!("skipped: one processor") };
+        // Each second step is a process of its own, that asks once. The last to ask is one that is there.
+        let steps =
+            (0..2 * LOOK_EVERY).flat_map(|n| [own_thread(), if n % 2 == 0 { u32::MAX - n } else { own_thread() }]);
+        let mut told = steps.map(|caller| follower.note(&request(opcode::LOOKUP, caller), b"name\0"));
+        let told = told.any(|company| company == Company::One);
+        assert!(told);
+    }
+
+    #[test]
+    fn two_scripts_side_by_side_are_several() {
+        let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
+        let told = (0..100).any(|n: u32| {
+            let (one, other) = (u32::MAX - 2 * n, u32::MAX - 2 * n - 1);
+            // Each step asks for a few things, in turn with those of the other.
+            [one, other, one, other, one, other]
+                .iter()
+                .any(|caller| follower.note(&request(opcode::LOOKUP, *caller), b"name\0") == Company::Several)
+        });
+        assert!(told);
     }
 
     #[test]

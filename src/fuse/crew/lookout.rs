@@ -19,6 +19,10 @@ const IDLE_TICKS: u32 = 4;
 /// for others may need the processor for a moment.
 const KEPT_WAITING: Duration = Duration::from_millis(3);
 
+/// So many requests in a tick, of callers that follow each other, show that the rider gets on. Beside a busy process it would
+/// wait for milliseconds at each.
+const MANY: u64 = 8;
+
 impl Crew {
     /// The lookout's life. `waiting`: whether a request waits to be read; `relieve`: starts a spare thread.
     pub fn look_out(&self, waiting: impl Fn() -> bool, relieve: impl Fn()) {
@@ -124,12 +128,16 @@ impl Judge {
             return (self.idle >= IDLE_TICKS).then_some(Reason::Idle);
         }
         self.idle = 0;
-        if now.caller != last.caller {
-            return None;
-        }
         // Where the waiting cannot be seen nobody rides.
         let (Some(rider), Some(before)) = (now.rider, last.rider) else { return Some(Reason::Starved) };
-        let ran = now.ran.zip(last.ran).map_or(Duration::ZERO, |(now, last)| now.ran.saturating_sub(last.ran));
+        let ran = if now.caller == last.caller {
+            now.ran.zip(last.ran).map_or(Duration::ZERO, |(now, last)| now.ran.saturating_sub(last.ran))
+        } else if now.progress.wrapping_sub(last.progress) >= 2 * MANY {
+            return None;
+        } else {
+            // How long others ran between them is not to be seen. With so few requests not much is lost.
+            Duration::ZERO
+        };
         let kept = rider.waited.saturating_sub(before.waited);
         if kept > ran + KEPT_WAITING {
             self.kept_waiting += 1;
@@ -176,6 +184,18 @@ mod tests {
         for n in 10..12 {
             let now = Sight { progress: 2 * n, rider: ms(20, 8 * n), ran: ms(72, 0), ..FIRST };
             assert_eq!(judge.judge(now), (n == 11).then_some(Reason::Starved));
+        }
+    }
+
+    #[test]
+    fn a_rider_of_callers_that_follow_each_other_starves_if_it_waits_and_answers_little() {
+        for (requests, starves) in [(MANY - 1, true), (MANY, false)] {
+            let mut judge = Judge::new(Sight { progress: 0, rider: ms(0, 0), ran: ms(0, 0), ..FIRST });
+            for n in 1..3 {
+                let now = Sight { progress: 2 * requests * n, rider: ms(n, 8 * n), ran: ms(1, 0), ..FIRST };
+                let now = Sight { caller: CALLER + u32::try_from(n).unwrap(), ..now };
+                assert_eq!(judge.judge(now), (starves && n == 2).then_some(Reason::Starved), "{requests}");
+            }
         }
     }
 

@@ -137,9 +137,6 @@ impl Overlay {
             // Moved below a directory that is not copied up yet.
             return Ok(Published::Moved);
         }
-        if node.kind == Kind::Dir && layer != UPPER {
-            self.index_directory(temporary.at())?;
-        }
         let complete = left.is_none();
         let published = self.publish(node, &parent, &name, temporary, (stat, number, real, left))?;
         if let (Published::Yes, Some(copy)) = (&published, copy.filter(|_| complete)) {
@@ -365,6 +362,12 @@ impl Overlay {
         self.note_change(parent, At::Fd(to_dir.as_fd()));
         if self.is_settled_late(node.kind, wanted.mode) {
             self.note_change(node, At::Name(to_dir.as_fd(), name));
+        }
+        if node.kind == Kind::Dir
+            && let Err(errno) = self.index_directory(At::Name(to_dir.as_fd(), name))
+        {
+            // Handles lead to it by its own number then, and an error would say that nothing was changed.
+            log::warn!("the copy of {} has no entry in the index: {errno}", name.display());
         }
         Ok(Published::Yes)
     }

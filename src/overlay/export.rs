@@ -33,7 +33,8 @@ impl Overlay {
         self.is_indexed(stat) || (stat.is_dir() && self.index_of_all().is_some())
     }
 
-    /// Makes the entry of a directory that was copied up, before the copy shows.
+    /// Makes the entry of a directory that was copied up, once the copy shows: an entry that leads nowhere becomes a whiteout
+    /// at the next mount, and what a lower still has must not have that. Call with the parent's names locked.
     pub(super) fn index_directory(&self, copy: At<'_>) -> Result<()> {
         let (Some(index), Some(upper)) = (self.index_of_all(), &self.layers.upper) else { return Ok(()) };
         let Some(origin) = self.own_mark(copy, Mark::Origin)?.filter(|origin| !origin.is_empty()) else {
@@ -45,7 +46,6 @@ impl Overlay {
         sys::mkdir(index.dir.as_fd(), &temporary, 0)?;
         let made = self
             .set_mark_in_place(index.at(&temporary), Mark::Upper, &mark)
-            // Over the entry of an attempt that failed.
             .and_then(|()| sys::renamed((index.dir.as_fd(), &temporary), (index.dir.as_fd(), &entry_name(&origin))));
         if made.is_err() {
             sys::rmdir(index.dir.as_fd(), &temporary)?;

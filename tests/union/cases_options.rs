@@ -14,7 +14,7 @@ use crate::vfs::{NOTHING, caller};
 use plyfs::overlay::Privileges::Keep;
 use plyfs::overlay::Rename::{Exchange, Replace};
 
-fn redirecting(mut layers: Layers) -> Layers {
+pub fn redirecting(mut layers: Layers) -> Layers {
     layers.config.features.redirect_dir = RedirectDir::On;
     layers
 }
@@ -89,7 +89,7 @@ fn last() -> Layers {
     without(nearly_gone(), "d/b")
 }
 
-fn without(layers: Layers, path: &str) -> Layers {
+pub fn without(layers: Layers, path: &str) -> Layers {
     let u = layers.open();
     u.unlink(path).unwrap();
     u.close()
@@ -106,7 +106,7 @@ fn described() -> Layers {
     layers
 }
 
-fn chmod(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
+pub fn chmod(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
     set(u, go, path, &SetAttr { mode: Some(0o600), ..NOTHING })
 }
 
@@ -114,12 +114,12 @@ fn chown(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
     set(u, go, path, &SetAttr { uid: Some(1000), gid: Some(1000), ..NOTHING })
 }
 
-fn touch(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
+pub fn touch(u: &Union, go: &dyn Fn(), path: &str) -> Result<()> {
     let then = SetTime::At(Time { sec: 77, nsec: 7 });
     set(u, go, path, &SetAttr { atime: then, mtime: then, ..NOTHING })
 }
 
-fn cut_to(u: &Union, go: &dyn Fn(), path: &str, size: u64) -> Result<()> {
+pub fn cut_to(u: &Union, go: &dyn Fn(), path: &str, size: u64) -> Result<()> {
     set(u, go, path, &SetAttr { size: Some(size), ..NOTHING })
 }
 

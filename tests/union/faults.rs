@@ -15,10 +15,10 @@ use plyfs::sys::faults::{self, Fault};
 use plyfs::sys::{self, Kind, SetTime};
 
 use crate::cases::{self, Between, Case};
-use crate::cases_options;
 use crate::fixture::{Layers, Union};
 use crate::need;
 use crate::vfs::{NOTHING, caller};
+use crate::{cases_export, cases_options};
 
 /// What a failing call may say.
 const ERRORS: [Errno; 6] = [Errno::EIO, Errno::ENOSPC, Errno::EDQUOT, Errno::EACCES, Errno::EMFILE, Errno::ENOMEM];
@@ -42,7 +42,12 @@ type Tree = BTreeMap<String, Shown>;
 
 /// Every case there is, always in this order.
 fn all() -> impl Iterator<Item = &'static Case> {
-    cases::CASES.iter().chain(cases_options::CASES)
+    cases::CASES.iter().chain(with_options())
+}
+
+/// Those with options that change the steps.
+fn with_options() -> impl Iterator<Item = &'static Case> {
+    cases_options::CASES.iter().chain(cases_export::CASES)
 }
 
 fn add(u: &Union, dir: NodeId, prefix: &str, tree: &mut Tree) {
@@ -193,12 +198,20 @@ fn resume(case: &Case, u: Union, (at, call): (usize, Option<&str>), before: &Tre
         assert!(between, "{}:\nfrom before:\n{from_before}from after:\n{from_after}", place());
     }
     assert_eq!(crate::fixture::description(&u.work_path()), [""; 0], "{}: left in the work directory", place());
+    assert_eq!(temporary_entries(&u), [""; 0], "{}: left in the index", place());
     if undone {
         assert_eq!(again(case, &u), Ok(()), "{}: and then again", place());
         assert_eq!(difference(&counted(&u, &tree(&u)), after), "", "{}: and then again", place());
     }
     u.close();
     undone
+}
+
+/// The entries of the index that have not got their names.
+fn temporary_entries(u: &Union) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(u.layers.root().join("work/index")) else { return Vec::new() };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with('#')).collect()
 }
 
 /// Makes each call of one name fail in one case. There has to be one.
@@ -237,7 +250,7 @@ fn everywhere(case: &Case) -> (usize, usize) {
             faults::disarm();
         }
     };
-    let with_options = cases_options::CASES.iter().any(|known| known.name == case.name);
+    let with_options = with_options().any(|known| known.name == case.name);
     for at in 1..=calls.len() {
         // Most points of these are met without options, too: deaths and errors take turns.
         let turn = if with_options { at / 2 } else { at };
@@ -262,7 +275,7 @@ fn part(number: usize) {
     let mut wrong = Vec::new();
     let only_with_options = std::env::var_os(WITH_OPTIONS).is_some();
     for case in all().skip(number).step_by(PARTS) {
-        let with_options = || cases_options::CASES.iter().any(|known| known.name == case.name);
+        let with_options = || with_options().any(|known| known.name == case.name);
         if only_with_options && !with_options() {
             continue;
         }

@@ -12,6 +12,7 @@ mod calls;
 #[cfg(debug_assertions)]
 mod cases;
 #[cfg(debug_assertions)]
+mod cases_export;
 mod cases_options;
 mod concurrency;
 mod copy_up;

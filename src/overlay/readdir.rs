@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lru::LruCache;
+use smallvec::SmallVec;
 
 use super::node::{LayerIndex, LowerDir, Node, NodeId, UPPER};
 use super::order::{Level, Mutex};
 use super::resolve::From;
-use super::superblock::{Caller, Entry, Overlay};
+use super::superblock::{Caller, Entry, Lasting, Overlay};
 use super::whiteout::{WH_OPAQUE, WH_PREFIX, is_wh_name};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind};
@@ -69,14 +70,41 @@ struct ListedName {
     /// The real inode number in that layer.
     ino: u64,
     kind: Kind,
+    /// The layers below that one that have a directory's name, too.
+    below: SmallVec<[LayerIndex; 2]>,
 }
 
-/// What is done with the names of a directory, one after the other, and with how many are left at each.
-type EachName<'a> = dyn FnMut(&Arc<Node>, &ListedName, usize) -> Result<Room> + 'a;
+impl ListedName {
+    fn new(cookie: u64, name: OsString, layer: LayerIndex, ino: u64, kind: Kind) -> ListedName {
+        ListedName { cookie, name, layer, ino, kind, below: SmallVec::new() }
+    }
+
+    fn place(&self) -> From<'_> {
+        From::Listed { topmost: self.layer, below: (self.kind == Kind::Dir).then_some(&self.below) }
+    }
+}
 
 /// All visible names of a directory.
 #[derive(Debug)]
-pub(super) struct Listing(Vec<ListedName>);
+pub(super) struct Listing {
+    names: Vec<ListedName>,
+    /// The changes behind the mount that it was read after.
+    epoch: u32,
+}
+
+/// A name on its way to a reader.
+struct Next<'a> {
+    listed: &'a ListedName,
+    /// Where to look it up.
+    from: From<'a>,
+    /// What was known of changes behind the mount before it is looked up.
+    epoch: u32,
+    /// How many names are left, this one included.
+    left: usize,
+}
+
+/// What is done with the names of a directory, one after the other.
+type EachName<'a> = dyn FnMut(&Arc<Node>, Next<'_>) -> Result<Room> + 'a;
 
 /// Listings that somebody is in the middle of. A leaf of the lock order.
 #[derive(Debug)]
@@ -117,8 +145,8 @@ impl Listings {
 impl Overlay {
     /// Lists a directory from a cookie on (0 for the start), `.` and `..` first, until `each` is full.
     pub fn readdir(&self, id: NodeId, cookie: u64, each: &mut dyn FnMut(&Dirent<'_>) -> Room) -> Result<()> {
-        self.list(id, cookie, &mut |parent, listed, _left| {
-            let Some(ino) = self.listed_number(parent, listed)? else { return Ok(Room::Taken) };
+        self.list(id, cookie, &mut |parent, Next { listed, from, .. }| {
+            let Some(ino) = self.listed_number(parent, listed, from)? else { return Ok(Room::Taken) };
             let kind = self.listed_kind(parent, listed)?;
             Ok(each(&Dirent { name: &listed.name, ino, kind, cookie: listed.cookie }))
         })
@@ -135,7 +163,7 @@ impl Overlay {
         each: &mut dyn FnMut(&Dirent<'_>, Option<&Entry>),
     ) -> Result<()> {
         let state = std::cell::RefCell::new((room, each));
-        self.list(id, cookie, &mut |parent, listed, left| {
+        self.list(id, cookie, &mut |parent, Next { listed, from, epoch, left }| {
             let (room, each) = &mut *state.borrow_mut();
             let wanted = room(&Named { name: &listed.name, kind: listed.kind, left });
             if wanted == Room::Full {
@@ -147,15 +175,19 @@ impl Overlay {
                 return Ok(Room::Taken);
             }
             if wanted == Room::Name {
-                if let Some(ino) = self.listed_number(parent, listed)? {
+                if let Some(ino) = self.listed_number(parent, listed, from)? {
                     each(&Dirent { kind: self.listed_kind(parent, listed)?, ..dirent(ino) }, None);
                 }
                 return Ok(Room::Taken);
             }
-            match self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
+            match self.resolve(parent, &listed.name, from) {
                 Ok(Some(found)) => {
                     let kind = found.stat.kind();
-                    let entry = self.enter(parent, &listed.name, found)?;
+                    let mut entry = self.enter(parent, &listed.name, found)?;
+                    if self.foreign_changes.now() != epoch {
+                        // As in a lookup.
+                        entry.lasting = Lasting::Neither;
+                    }
                     each(&Dirent { kind, ..dirent(entry.attr.ino) }, Some(&entry));
                 }
                 // Gone by now.
@@ -172,10 +204,11 @@ impl Overlay {
         let node = self.node(id)?;
         let parent_ino = node.named().map_or(node.ino(), |(parent, _)| parent.ino());
         let _names = self.names(&node)?.read();
+        let epoch = self.foreign_changes.now();
         for (cookie_of, name, ino) in [(1, ".", node.ino()), (2, "..", parent_ino)] {
             if cookie < cookie_of {
-                let dots = ListedName { cookie: cookie_of, name: name.into(), layer: UPPER, ino, kind: Kind::Dir };
-                if each(&node, &dots, 0)? == Room::Full {
+                let dots = ListedName::new(cookie_of, name.into(), UPPER, ino, Kind::Dir);
+                if each(&node, Next { listed: &dots, from: From::Top, epoch, left: 0 })? == Room::Full {
                     return Ok(());
                 }
             }
@@ -190,14 +223,16 @@ impl Overlay {
                 listing
             }
         };
-        let start = listing.0.partition_point(|listed| listed.cookie <= cookie);
-        let rest = listing.0.get(start..).unwrap_or_default();
+        let start = listing.names.partition_point(|listed| listed.cookie <= cookie);
+        let rest = listing.names.get(start..).unwrap_or_default();
         if cookie != 0 && rest.is_empty() {
             // Every reader asks until it gets nothing: until then the listing is kept, or each would be made twice.
             self.listings.forget(id);
         }
         for (listed, left) in rest.iter().zip((1..=rest.len()).rev()) {
-            if each(&node, listed, left)? == Room::Full {
+            let epoch = self.foreign_changes.now();
+            let from = if epoch == listing.epoch { listed.place() } else { From::Top };
+            if each(&node, Next { listed, from, epoch, left })? == Room::Full {
                 return Ok(());
             }
         }
@@ -206,11 +241,12 @@ impl Overlay {
 
     /// Whether the union shows nothing in a directory. Call with its names locked.
     pub(super) fn is_empty(&self, node: &Arc<Node>) -> Result<bool> {
-        Ok(self.build_listing(node)?.0.is_empty())
+        Ok(self.build_listing(node)?.names.is_empty())
     }
 
     fn build_listing(&self, node: &Arc<Node>) -> Result<Listing> {
-        let mut merge = Merge { overlay: self, node, names: Vec::new(), seen: HashMap::new() };
+        let epoch = self.foreign_changes.now();
+        let mut merge = Merge { overlay: self, node, names: Vec::new(), seen: HashMap::new(), epoch };
         let lowers = node.lowers();
         if node.in_upper() {
             let only = lowers.is_empty();
@@ -242,7 +278,7 @@ impl Overlay {
     }
 
     /// The inode number that a lookup would give, without one where that is sure; `None` for a name that is gone.
-    fn listed_number(&self, parent: &Arc<Node>, listed: &ListedName) -> Result<Option<u64>> {
+    fn listed_number(&self, parent: &Arc<Node>, listed: &ListedName, from: From<'_>) -> Result<Option<u64>> {
         if listed.cookie < FIRST_COOKIE {
             return Ok(Some(listed.ino));
         }
@@ -255,7 +291,7 @@ impl Overlay {
                 return Ok(Some(number));
             }
         }
-        let found = match self.resolve(parent, &listed.name, From::Layer(listed.layer)) {
+        let found = match self.resolve(parent, &listed.name, from) {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(None),
             // It cannot be looked at, but it is there.
@@ -278,8 +314,9 @@ struct Merge<'a> {
     overlay: &'a Overlay,
     node: &'a Arc<Node>,
     names: Vec<ListedName>,
-    /// Names that layers above have, or hide.
-    seen: HashMap<OsString, ()>,
+    /// Names that layers above have, or hide: where in `names` they are.
+    seen: HashMap<OsString, Option<usize>>,
+    epoch: u32,
 }
 
 impl Merge<'_> {
@@ -307,7 +344,12 @@ impl Merge<'_> {
                 }
                 return Ok(());
             }
-            if !only && self.seen.contains_key(entry.name) {
+            if !only && let Some(above) = self.seen.get(entry.name) {
+                if let Some(above) =
+                    above.and_then(|above| self.names.get_mut(above)).filter(|above| above.kind == Kind::Dir)
+                {
+                    above.below.push(layer);
+                }
                 return Ok(());
             }
             let at = At::Name(fd.as_fd(), entry.name);
@@ -324,11 +366,11 @@ impl Merge<'_> {
                 Some(kind) => (kind, false),
             };
             if !only {
-                self.seen.insert(entry.name.to_owned(), ());
+                self.seen.insert(entry.name.to_owned(), (!whiteout).then_some(self.names.len()));
             }
             if !whiteout {
-                let cookie = overlay.listings.cookie(entry.name);
-                self.names.push(ListedName { cookie, name: entry.name.to_owned(), layer, ino: entry.ino, kind });
+                let (cookie, name) = (overlay.listings.cookie(entry.name), entry.name.to_owned());
+                self.names.push(ListedName::new(cookie, name, layer, entry.ino, kind));
             }
             Ok(())
         })?;
@@ -337,7 +379,7 @@ impl Merge<'_> {
             Some(dir) if layer == UPPER => dir.wh_names.store(known, Ordering::Relaxed),
             _ => lower.wh_names.store(known, Ordering::Relaxed),
         }
-        self.seen.extend(hidden.into_iter().map(|name| (name, ())));
+        self.seen.extend(hidden.into_iter().map(|name| (name, None)));
         Ok(opaque)
     }
 
@@ -349,7 +391,7 @@ impl Merge<'_> {
             listed.cookie = listed.cookie.max(last + 1);
             last = listed.cookie;
         }
-        Listing(self.names)
+        Listing { names: self.names, epoch: self.epoch }
     }
 }
 

@@ -62,11 +62,20 @@ enum Ends {
     Yes,
 }
 
-/// Where to begin to look, for who knows already that the layers above have nothing.
+/// Where to look.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum From {
+pub(super) enum From<'a> {
+    /// Everywhere, from the top down.
     Top,
-    Layer(LayerIndex),
+    /// From a layer on, above which none has the name; and below it only where it is listed, if that is known.
+    Listed { topmost: LayerIndex, below: Option<&'a SmallVec<[LayerIndex; 2]>> },
+}
+
+impl From<'_> {
+    fn may_have(self, layer: LayerIndex) -> bool {
+        let From::Listed { topmost, below } = self else { return true };
+        layer == topmost || (layer > topmost && below.is_none_or(|below| below.contains(&layer)))
+    }
 }
 
 impl Overlay {
@@ -97,14 +106,10 @@ impl Overlay {
     }
 
     /// What the union has under a name in a directory; `None` for nothing. Call with the directory's names locked.
-    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &OsStr, from: From) -> Result<Option<Found>> {
+    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &OsStr, from: From<'_>) -> Result<Option<Found>> {
         let mut found: Option<Found> = None;
         let lowers = parent.lowers();
-        let first = match from {
-            From::Top => UPPER,
-            From::Layer(layer) => layer,
-        };
-        if first == UPPER && parent.in_upper() {
+        if from.may_have(UPPER) && parent.in_upper() {
             let below = if lowers.is_empty() { Below::Nothing } else { Below::Something };
             match self.look(parent, name, &LowerDir::default(), below, &mut found)? {
                 Step::Absent | Step::Object(Ends::No) => {}
@@ -114,7 +119,7 @@ impl Overlay {
                 Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, UPPER),
             }
         }
-        for (position, lower) in lowers.iter().enumerate().filter(|(_, lower)| lower.layer >= first) {
+        for (position, lower) in lowers.iter().enumerate().filter(|(_, lower)| from.may_have(lower.layer)) {
             let below = if position + 1 == lowers.len() { Below::Nothing } else { Below::Something };
             match self.look(parent, name, lower, below, &mut found)? {
                 Step::Absent => {}

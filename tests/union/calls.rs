@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use plyfs::errno::Errno;
-use plyfs::overlay::{Listener, NodeId, Overlay, Rename, SetAttr};
+use plyfs::overlay::{Dirent, Entry, Listener, NodeId, Overlay, Rename, Room, SetAttr};
 use plyfs::sys::faults::{self, Fault};
 
 use crate::fixture::Layers;
@@ -112,4 +112,29 @@ fn a_copy_is_looked_at_once() {
     // The lower file, the copy, its directory before and after, and the result.
     assert_eq!(count(&seen, "statx"), 5, "{seen:?}");
     assert_eq!((count(&seen, "fchmodat2"), count(&seen, "open_by_handle_at")), (2, 0), "{seen:?}");
+}
+
+#[test]
+fn where_a_listing_found_nothing_nobody_looks() {
+    let looks = |between: usize| {
+        let mut texts = vec!["d/sub/a = 1"];
+        texts.extend(vec!["d/other = 1"; between]);
+        texts.push("d/sub/b = 1");
+        let layers = Layers::of(&texts).volatile();
+        let u = watched(&layers);
+        let d = u.lookup(&caller(), u.root(), named("d")).unwrap().id;
+        let mut entered = Vec::new();
+        let (_, seen) = calls(|| {
+            let mut each = |dirent: &Dirent<'_>, entry: Option<&Entry>| {
+                entered.extend(entry.map(|entry| (dirent.name.to_owned(), entry.id)));
+            };
+            u.readdirplus(&caller(), d, 0, &mut |_| Room::Taken, &mut each).unwrap();
+        });
+        let sub = entered.iter().find(|(name, _)| name == "sub").unwrap().1;
+        for name in ["a", "b"] {
+            u.lookup(&caller(), sub, named(name)).unwrap();
+        }
+        seen.iter().filter(|call| **call == "statx").count()
+    };
+    assert_eq!(looks(1), looks(20));
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use plyfs::errno::Errno;
-use plyfs::overlay::{NodeId, Room};
+use plyfs::overlay::{Dirent, Entry, NodeId, Room};
 
 use crate::fixture::{Layers, Union, union};
+use crate::vfs::caller;
 
 /// One call of a reader: at most so many names after a cookie. Returns them and the cookie to go on with.
 fn chunk(u: &Union, dir: NodeId, cookie: u64, most: usize) -> (Vec<String>, u64) {
@@ -202,7 +203,7 @@ fn a_lookup_is_counted_only_for_what_was_handed_out() {
     let (mut asked, mut got) = (0, 0);
     u.overlay
         .readdirplus(
-            &crate::vfs::caller(),
+            &caller(),
             dir,
             0,
             &mut |_| {
@@ -241,4 +242,40 @@ fn a_hundred_thousand_names() {
     assert_eq!(names.len(), 100_002);
     assert_eq!(names.into_iter().collect::<BTreeSet<_>>().len(), 100_002);
     assert!(u.overlay.remembered() <= 2);
+}
+
+#[test]
+fn what_a_directory_merges_is_the_same_by_listing_and_by_name() {
+    for (layers, wh_names, expected) in [
+        (["d/s/a = 1", "d/x = 1", "d/s/b = 1", "d/s/c = 1"].as_slice(), false, ["a", "b", "c"].as_slice()),
+        (&["d/s/a = 1", "!d/s", "d/s/b = 1"], false, &["a"]),
+        (&["d/s/a = 1", "d/s = file", "d/s/b = 1"], false, &["a"]),
+        (&["d/s/a = 1", "d/s/ opaque\n d/s/b = 1", "d/s/c = 1"], false, &["a", "b"]),
+        (&["d/s/a = 1", "d/x = 1", "d/.wh.s = 1\n d/y = 1", "d/s/b = 1"], true, &["a"]),
+        (&["d/s/a = 1", "d/.wh.s = 1\n d/s/b = 1", "d/s/c = 1"], true, &["a", "b"]),
+        (&["d/s/a = 1", "d/s/.wh..wh..opq = 1\n d/s/b = 1", "d/s/c = 1"], true, &["a", "b"]),
+    ] {
+        for listed in [false, true] {
+            let mut of = Layers::of(layers).upper("d/u = 1\n d/s/z = 1");
+            if wh_names {
+                of = of.wh_names();
+            }
+            let u = of.open();
+            let d = u.at("d").unwrap();
+            let mut s = None;
+            if listed {
+                let mut each = |dirent: &Dirent<'_>, entry: Option<&Entry>| {
+                    if let Some(entry) = entry {
+                        u.met(entry.clone());
+                        s = s.or((dirent.name == "s").then_some(entry.id));
+                    }
+                };
+                u.overlay.readdirplus(&caller(), d, 0, &mut |_| Room::Taken, &mut each).unwrap();
+                assert!(s.is_some());
+            }
+            let names = dotless(read_on(&u, s.unwrap_or_else(|| u.at("d/s").unwrap()), 0, 100, |_| {}));
+            let expected = expected.iter().chain(&["z"]).map(|name| (*name).to_owned());
+            assert_eq!(names.into_iter().collect::<BTreeSet<_>>(), expected.collect(), "{layers:?} listed: {listed}");
+        }
+    }
 }

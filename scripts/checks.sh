@@ -41,9 +41,10 @@ miri() {
     say "Miri"
     export MIRIFLAGS=-Zmiri-disable-isolation
     cargo +nightly miri test --quiet --target-dir "$checks/miri" --lib --no-run
-    # What makes no system call that Miri does not know.
-    for_a_while cargo +nightly miri test --quiet --target-dir "$checks/miri" --lib -- \
-        fuse::wire fuse::notices sys::acl sys::dents overlay::idmap overlay::xattr overlay::origin overlay::order sys::faults
+    # All but what makes a system call that Miri does not know, or has no whole answer to.
+    local unknown=(fuse::boundary fuse::data overlay::readdir sys::errand sys::journal sys::pipe sys::process::tests::a_descriptor_crosses
+        sys::process::tests::mounts_are sys::cpu::tests::a_thread_is_seen sys::cpu::tests::a_thread_that_gives_way)
+    for_a_while cargo +nightly miri test --quiet --target-dir "$checks/miri" --lib -- "${unknown[@]/#/--skip=}"
 }
 
 tsan() {

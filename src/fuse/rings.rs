@@ -25,6 +25,7 @@
 mod queue;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::server::MAX_DATA;
 use super::sync;
@@ -43,6 +44,8 @@ pub(super) struct Rings {
     others: Vec<u16>,
     processors: Processors,
     shared: Arc<Shortage>,
+    /// Whether it was said that the kernel refuses a place.
+    refused: AtomicBool,
 }
 
 impl Rings {
@@ -52,12 +55,13 @@ impl Rings {
     /// Those of [`Ring::new`] and [`uring::queues`].
     pub(super) fn new() -> Result<Rings> {
         let (processors, count) = (Processors::allowed()?, uring::queues()?);
-        drop(Ring::new(&[0], MAX_DATA as usize)?);
+        // Once the kernel was asked for rings it holds back all requests until it has them, or has refused one itself.
+        Ring::new(&[0], MAX_DATA as usize)?.can_be_entered()?;
         let shared = Arc::new(Shortage::new());
         let (own, others): (Vec<u16>, Vec<u16>) = (0..count).partition(|n| processors.only(usize::from(*n)).is_some());
         let queue = |number| Arc::new(Queue::new(number, shared.clone()));
         let queues = own.into_iter().map(queue).collect();
-        Ok(Rings { queues, others, processors, shared })
+        Ok(Rings { queues, others, processors, shared, refused: AtomicBool::new(false) })
     }
 
     /// For whom threads are to be started: each queue as often as it has threads from the start.
@@ -72,7 +76,8 @@ impl Rings {
             // Elsewhere it works, too, only slower.
             processor.keep_to().unwrap_or_else(|errno| log::debug!("queue {}: {errno}", queue.number()));
         }
-        self.end(Ring::new(&[queue.number()], MAX_DATA as usize).and_then(|mut ring| worker.circle(&mut ring, queue)));
+        let made = Ring::new(&[queue.number()], MAX_DATA as usize);
+        self.end(queue, made.and_then(|mut ring| worker.circle(&mut ring, queue)));
     }
 
     /// The life of the thread that stands by for all other queues.
@@ -81,14 +86,20 @@ impl Rings {
             return;
         }
         let any = Queue::never_short(self.shared.clone());
-        self.end(Ring::new(&self.others, MAX_DATA as usize).and_then(|mut ring| worker.circle(&mut ring, &any)));
+        let made = Ring::new(&self.others, MAX_DATA as usize);
+        self.end(&any, made.and_then(|mut ring| worker.circle(&mut ring, &any)));
     }
 
-    /// A thread ends.
-    fn end(&self, result: Result<()>) {
+    /// A thread of this queue ends.
+    fn end(&self, queue: &Queue, result: Result<()>) {
         match result {
             Ok(()) | Err(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ECANCELED) => {}
-            Err(errno) => log::warn!("requests do not come through a ring: {errno}"),
+            Err(errno) => {
+                let level =
+                    if self.refused.swap(true, Ordering::Relaxed) { log::Level::Debug } else { log::Level::Warn };
+                log::log!(level, "requests do not come through a ring: {errno}");
+                queue.leave();
+            }
         }
     }
 

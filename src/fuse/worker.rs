@@ -128,14 +128,20 @@ impl<'a> Worker<'a> {
         loop {
             let place = ring.wait()?;
             queue.take();
-            let (unique, answer) = {
-                let message = Message::parse(ring.message(place)?).ok_or(Errno::EIO)?;
-                (message.header.unique, self.make(&message, &mut buffers))
-            };
-            let (error, payload) = reply_of(answer, &buffers).unwrap_or((0, &[]));
-            ring.reply(place, unique, error, payload)?;
+            let sent = self.answer_in(ring, place, &mut buffers);
             queue.give_back();
+            sent?;
         }
+    }
+
+    /// Answers the request that is in a place of a ring.
+    fn answer_in(&self, ring: &mut Ring, place: usize, buffers: &mut Buffers) -> Result<()> {
+        let (unique, answer) = {
+            let message = Message::parse(ring.message(place)?).ok_or(Errno::EIO)?;
+            (message.header.unique, self.make(&message, buffers))
+        };
+        let (error, payload) = reply_of(answer, buffers).unwrap_or((0, &[]));
+        ring.reply(place, unique, error, payload)
     }
 
     /// Has the kernel send something from this processor that needs no answer: the cached data of no bytes of a file. A
@@ -265,4 +271,42 @@ fn reply(device: BorrowedFd<'_>, unique: u64, error: i32, payload: &[u8]) -> Res
     let parts = if payload.is_empty() { parts.get(..1).unwrap_or_default() } else { &parts };
     rustix::io::retry_on_intr(|| rustix::io::writev(device, parts))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::fs;
+
+    use super::*;
+    use crate::fuse::adapter::Policy;
+    use crate::fuse::boundary::Tallies;
+    use crate::overlay::config::Config;
+    use crate::overlay::{Caller, Overlay};
+
+    /// What goes to the device when a queue is stirred, of a union with a file of which the kernel knows or not.
+    fn stirred(known: bool) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f"), "").unwrap();
+        let overlay =
+            Arc::new(Overlay::new(&Config { lowers: vec![dir.path().to_owned()], ..Config::default() }).unwrap());
+        if known {
+            overlay.lookup(&Caller { uid: 0, gid: 0, pid: 1, umask: 0 }, overlay.root(), OsStr::new("f")).unwrap();
+        }
+        let adapter = Adapter::new(overlay, Policy::default());
+        let to = tempfile::NamedTempFile::new().unwrap();
+        let device = Arc::new(OwnedFd::from(to.reopen().unwrap()));
+        let (crew, tallies) = (Crew::new(1, false), Tallies::default());
+        Worker::new(&adapter, &crew, device, tallies.begin()).stir(1 << 63);
+        fs::read(to.path()).unwrap()
+    }
+
+    #[test]
+    fn a_queue_is_stirred_with_a_file_that_the_kernel_knows_and_left_alone_without_one() {
+        let message = stirred(true);
+        assert_eq!(message.len(), 48);
+        assert_eq!(message.get(..4), Some(48u32.to_ne_bytes().as_slice()));
+        assert_eq!(message.get(16..24), Some((1u64 << 63).to_ne_bytes().as_slice()));
+        assert!(stirred(false).is_empty());
+    }
 }

@@ -147,6 +147,14 @@ impl Ring {
         Ok(Ring { ring, numbers, submissions, submitting, completing, places, device: None, unsubmitted: 0 })
     }
 
+    /// Whether the kernel may be entered with it, too: a filter of system calls may know one of the calls and not the other.
+    ///
+    /// # Errors
+    /// `EPERM` or `ENOSYS` where it may not.
+    pub fn can_be_entered(&mut self) -> Result<()> {
+        self.enter(0)
+    }
+
     /// Offers all places to a connection (a descriptor of `/dev/fuse`).
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use shuttle::thread;
 
 use crate::in_many_orders;
 use crate::sync::{self, Condvar, Mutex};
-use queue::{EACH, Queue, Shortage};
+use queue::{EACH, MOST, Queue, Shortage};
 
 /// The requests of each queue: true for a slow one, which is answered only after all quick ones.
 struct Kernel {
@@ -58,9 +58,10 @@ impl Kernel {
     }
 }
 
-fn mount(slow: [usize; 2]) {
-    // Sent one by one: a quick one after as many slow ones as there are threads, and more of both after it.
-    let requests = slow.map(|slow| [vec![true; slow], vec![false; 2]].concat());
+/// Each queue has so many slow requests and so many quick ones after them, which some other processor's callers send at
+/// the same time. The places of so many of the first threads of each are refused.
+fn mount(sent: [(usize, usize); 2], refused: usize) {
+    let requests = sent.map(|(slow, quick)| [vec![true; slow], vec![false; quick]].concat());
     let count = |slow: bool| requests.iter().flatten().filter(|other| **other == slow).count();
     let state = Waiting { queues: Default::default(), quick: count(false), left: count(true) + count(false) };
     let kernel = Arc::new(Kernel { state: Mutex::new(state), changed: Condvar::new() });
@@ -68,10 +69,16 @@ fn mount(slow: [usize; 2]) {
     let queues: Vec<Arc<Queue>> = (0..2).map(|number| Arc::new(Queue::new(number, shared.clone()))).collect();
     let threads = Arc::new(Mutex::new(Vec::new()));
     let begin = {
-        let (kernel, threads) = (kernel.clone(), threads.clone());
+        let (kernel, threads, begun) = (kernel.clone(), threads.clone(), Arc::new(Mutex::new([0; 2])));
         move |queue: Arc<Queue>| {
             let kernel = kernel.clone();
+            let mut begun = begun.lock();
+            begun[usize::from(queue.number())] += 1;
+            assert!(begun[usize::from(queue.number())] <= MOST, "there are more threads than there may be");
             queue.join();
+            if begun[usize::from(queue.number())] as usize <= refused {
+                return queue.leave();
+            }
             threads.lock().push(thread::spawn(move || kernel.serve(&queue)));
         }
     };
@@ -107,8 +114,22 @@ fn mount(slow: [usize; 2]) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
+const ALL: usize = EACH as usize;
+
 #[test]
 fn a_queue_whose_threads_are_all_in_slow_requests_gets_another() {
-    in_many_orders(2000, || mount([EACH as usize, 1]));
-    in_many_orders(2000, || mount([EACH as usize + 1, EACH as usize]));
+    in_many_orders(2000, || mount([(ALL, 2), (1, 2)], 0));
+    in_many_orders(2000, || mount([(ALL + 1, 2), (ALL, 2)], 0));
+}
+
+#[test]
+fn a_thread_whose_place_is_refused_is_not_counted_on() {
+    in_many_orders(1000, || mount([(ALL, 2), (1, 2)], 1));
+    in_many_orders(1000, || mount([(ALL, 1), (0, 1)], ALL));
+}
+
+/// No thread is left that could take what is quick in that queue, and none comes: it waits, and others do not.
+#[test]
+fn a_queue_with_as_many_threads_as_there_may_be_holds_up_no_other() {
+    in_many_orders(600, || mount([(MOST as usize + 2, 0), (0, 3)], 0));
 }

@@ -101,7 +101,7 @@ pub fn ran(pid: u32, name: &str) -> Option<u64> {
 }
 
 /// Whether the machine has processors for the server to choose from, and says how long threads ran.
-fn has_choice() -> bool {
+pub fn has_choice() -> bool {
     std::thread::available_parallelism().unwrap().get() > 1 && fs::exists("/proc/self/schedstat").unwrap()
 }
 

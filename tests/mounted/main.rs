@@ -20,6 +20,7 @@ mod numbers;
 mod open_files;
 mod owners;
 mod passthrough;
+mod refused;
 mod removal;
 mod rights;
 mod rings;

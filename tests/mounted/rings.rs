@@ -18,7 +18,7 @@ use crate::{need, plyfs_only};
 const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// Mounts with the machine's permission given or taken for just this moment; other mounts do not ask for rings.
-fn mount(layers: Layers, options: &str, target: &Path, allowed: &str) -> Union {
+pub fn mount(layers: Layers, options: &str, target: &Path, allowed: &str) -> Union {
     let lock = File::open(PARAMETER).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     let before = read(PARAMETER);
@@ -28,7 +28,7 @@ fn mount(layers: Layers, options: &str, target: &Path, allowed: &str) -> Union {
     union
 }
 
-fn can_allow() -> bool {
+pub fn can_allow() -> bool {
     super::support::is_root() && fs::OpenOptions::new().write(true).open(PARAMETER).is_ok()
 }
 

@@ -71,6 +71,12 @@ impl Queue {
         self.idle.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// An idle thread is no more: the kernel has refused its place. It counts as one of the most that there may be, so that
+    /// others are tried, but not for ever.
+    pub fn leave(&self) {
+        self.take();
+    }
+
     /// For a spare thread, which comes when requests wait already: a number for a message that gets them going. None of the
     /// kernel's own is that large, and no two are the same.
     pub fn stirs(&self) -> Option<u64> {

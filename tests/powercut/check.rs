@@ -194,10 +194,12 @@ impl Window<'_> {
         for version in first..=self.last {
             problems.insert(self.wrong_at(version, path, found)?);
         }
-        // The log that btrfs makes of a synced file has it under its new name, but no whiteout under the old one.
+        // The log that btrfs makes of a synced file has it under its new name, but no whiteout under the old one: the lower
+        // file shows there, as it was before anything of it was synced.
         let absent = |version: usize| !self.history.versions[version].entries.contains_key(path);
         if (first..=self.last).any(absent) {
-            self.wrong_at(0, path, found)?;
+            let unsynced = Window { history: self.history, last: self.last, files: BTreeMap::new() };
+            unsynced.wrong_at(0, path, found)?;
         }
         Some(problems.into_iter().collect::<Vec<_>>().join(" / "))
     }

@@ -51,6 +51,14 @@ macro_rules! need_programs {
 
 /// The outer half, run as root in the new namespaces: `$DIR` the arena, `$SCRIPT` the inner half.
 const ENTER: &str = r#"
+touch "$DIR/bin/plyfs"
+mount --bind "$PLYFS" "$DIR/bin/plyfs"
+# A /tmp of its own, with nothing but the arena: engines make directories there from processes to which they hand no TMPDIR on.
+mount --rbind "$DIR" /mnt
+mount -t tmpfs -o mode=1777 none /tmp
+mkdir "$DIR"
+mount --move /mnt "$DIR"
+cd "$DIR"
 mount --make-rshared /
 ip link set lo up 2>/dev/null || true
 mount -t tmpfs none "$DIR/private"
@@ -66,8 +74,6 @@ done
 umount -l /sys/fs/cgroup/unified 2>/dev/null || true
 mount -t tmpfs -o mode=1777 none /dev/shm
 mount --bind "$DIR/private/fuse" /dev/fuse
-touch "$DIR/bin/plyfs"
-mount --bind "$PLYFS" "$DIR/bin/plyfs"
 cd "$DIR/home"
 become=
 [ "$WHO" = root ] || become="setpriv --reuid 4242 --regid 4242 --clear-groups"

@@ -46,7 +46,7 @@
 //! names is published under `work/index` and linked to the name that was written (`overlay/index`); the others find it there,
 //! by the handle of the lower file. With `nfs_export=on` everything that is copied up has an entry there, and what is removed
 //! leaves a whiteout (`overlay/export`); nodes then stay in the table for as long as they have a name, because a file handle of
-//! FUSE is a node's number.
+//! FUSE is a node's number, and have numbers that a later mount gives them again (`overlay/lasting_id`).
 //!
 //! Because opens and closes cost no message, there are no file handles: each request names a node, and the node finds its
 //! real file through a descriptor that is pinned, cached, or opened now. What would go out of reach is pinned: an object

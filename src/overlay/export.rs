@@ -134,14 +134,24 @@ impl Overlay {
         }
     }
 
-    /// Finds a node again by its number, for a handle. `ESTALE` if it is forgotten or has no name any more.
+    /// Finds a node again by its number, for a handle of this mount or an earlier one. `ESTALE` if it is forgotten or has no
+    /// name any more.
     pub fn lookup_self(&self, id: super::NodeId) -> Result<Entry> {
-        let node = self.table.look_up(id).ok_or(Errno::ESTALE)?;
+        let node = match self.table.look_up(id) {
+            Some(node) => node,
+            None => {
+                self.search(id)?;
+                self.table.look_up(id).ok_or(Errno::ESTALE)?
+            }
+        };
         self.found_again(&node)
     }
 
     /// Finds the directory above one, for a handle of that.
     pub fn lookup_parent(&self, id: super::NodeId) -> Result<Entry> {
+        if self.table.get(id).is_none() {
+            self.search(id)?;
+        }
         let node = self.node(id)?;
         let parent = node.named().map_or_else(|| self.root.clone(), |(parent, _)| parent);
         self.lookup_self(parent.id)

@@ -17,6 +17,7 @@ mod file;
 mod idmap;
 mod index;
 mod ino;
+mod lasting_id;
 mod layer;
 mod metacopy;
 mod nlink;

@@ -394,7 +394,7 @@ impl Overlay {
         let number =
             self.numbers.persistent(&self.layers, stat.dev, stat.ino).unwrap_or_else(|| self.numbers.made_up());
         let make = |id| Node::new(id, stat.kind(), number, Place::GONE, UPPER, real);
-        let node = match self.table.intern(Key::Real(real), &self.root, |_| false, make) {
+        let node = match self.table.intern((Key::Real(real), None), &self.root, |_| false, make) {
             Interned::New(node) | Interned::Known(node) => node,
         };
         self.let_go(self.table.moved(&node, None));
@@ -413,8 +413,9 @@ impl Overlay {
         let key = if broken_link { Key::Name(parent.id, name.clone()) } else { Key::Real(real) };
         let number = self.number(&found);
         let place = || Place::In { parent: parent.clone(), name: name.clone() };
+        let wanted = if self.table.find(&key).is_some() { None } else { self.lasting_id(parent, &name, &found) };
         let interned = self.table.intern(
-            key,
+            (key, wanted),
             parent,
             |node| node.kind == kind,
             |id| {

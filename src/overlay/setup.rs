@@ -13,6 +13,7 @@ use super::config::{Config, Features, RedirectDir, SetupError, Upper, Whiteouts,
 use super::idmap::Ids;
 use super::index::Index;
 use super::ino::InodeNumbers;
+use super::lasting_id::Searched;
 use super::layer::{FileSystem, Layer, Layers};
 use super::nlink::CountLocks;
 use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
@@ -119,6 +120,7 @@ impl Overlay {
             renaming: RwLock::new(Level::Renaming, ()),
             capability_dropped: std::sync::atomic::AtomicU64::new(0),
             foreign_changes: Epoch::default(),
+            searched: Searched::default(),
             counts: super::counts::Counts::default(),
             listener: std::sync::OnceLock::new(),
             watcher: std::sync::OnceLock::new(),

@@ -13,6 +13,7 @@ use super::counts::Counts;
 use super::idmap::Ids;
 use super::index::Index;
 use super::ino::InodeNumbers;
+use super::lasting_id::Searched;
 use super::layer::Layers;
 use super::nlink::CountLocks;
 use super::node::{LayerIndex, Nameless, Node, NodeId, Place, RealId, UPPER};
@@ -76,6 +77,8 @@ pub struct Overlay {
     /// What others changed in the layers, for what is believed of extended attributes.
     pub(super) foreign_changes: Epoch,
     pub(super) counts: Counts,
+    /// Whether all names are in the table, for handles of an earlier mount.
+    pub(super) searched: Searched,
     /// Who is told of changes; set once watching has begun.
     pub(super) listener: OnceLock<Arc<dyn Listener>>,
     /// Set once watching has begun.

@@ -79,7 +79,7 @@ pub(super) enum Interned {
 
 impl Table {
     /// A table with nothing but the root, which is never forgotten. With handles, numbers begin with a random one: a handle
-    /// that is left of an earlier mount shall find nothing.
+    /// of a number that means nothing in another mount shall find nothing there.
     pub fn new(root: Arc<Node>, handles: Option<u32>) -> Table {
         let mut inner = Inner { keeps_named: handles.is_some(), ..Inner::default() };
         inner.enter(root);
@@ -110,10 +110,11 @@ impl Table {
         self.inner.lock().nodes.iter().find(|node| holds(node)).map(|node| node.id)
     }
 
-    /// The node of a key, made if there is none that `fits`, with one more lookup counted.
+    /// The node of a key, made if there is none that `fits`, with one more lookup counted. It gets
+    /// the number that is wanted for it, unless another has that.
     pub fn intern(
         &self,
-        key: Key,
+        (key, id): (Key, Option<NodeId>),
         parent: &Arc<Node>,
         fits: impl FnOnce(&Node) -> bool,
         make: impl FnOnce(NodeId) -> Node,
@@ -125,7 +126,8 @@ impl Table {
             node.remembered.lock().lookups += 1;
             return Interned::Known(node.clone());
         }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let free = id.filter(|id| inner.get(*id).is_none());
+        let id = free.unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
         let mut node = make(id);
         *node.remembered.get_mut() = Remembered { key, parent: parent.id, lookups: 1 };
         let node = Arc::new(node);

@@ -235,10 +235,45 @@ fn with_nfs_export_handles_find_what_the_kernel_has_forgotten() {
     assert_eq!(read(way(&open(&file))), "lower+");
     assert_eq!(fs::read_link(way(&open(&dir))).unwrap(), union.merged("d"));
     fs::remove_file(union.merged("moved")).unwrap();
-    drop(root);
-    let union = union.remount();
-    let root = fs::File::open(union.merged("")).unwrap();
-    for old in [&file, &dir] {
-        assert_eq!(sys::open_handle(root.as_fd(), old).unwrap_err(), plyfs::errno::Errno::ESTALE);
+}
+
+#[test]
+fn with_nfs_export_handles_find_what_is_there_after_a_remount() {
+    need_root!();
+    let layers = Layers::new(2);
+    for name in ["d/changed", "d/moved", "d/same", "d/gone", "d/later", "only/f"] {
+        write(layers.lower(name), name);
+    }
+    let target = layers.merged("");
+    let mut union = layers.mount_with("lowerdir=l1:l2,upperdir=upper,workdir=work,nfs_export=on", &target);
+    let handle = |name: &str| sys::file_handle(sys::At::Name(rustix::fs::CWD, target.join(name).as_os_str())).unwrap();
+    write(union.merged("d/new"), "d/new");
+    fs::create_dir(union.merged("made")).unwrap();
+    write(union.merged("made/f"), "made/f");
+    let files =
+        ["d/changed", "d/moved", "d/same", "d/later", "only/f", "d/new", "made/f"].map(|name| (name, handle(name)));
+    let (gone, dirs) = (handle("d/gone"), ["d", "only", "made"].map(|name| (name, handle(name))));
+    append(union.merged("d/changed"), "+");
+    fs::rename(union.merged("d/moved"), union.merged("only/there")).unwrap();
+    fs::remove_file(union.merged("d/gone")).unwrap();
+    for again in ["", "+", "++"] {
+        union = union.remount();
+        let root = fs::File::open(union.merged("")).unwrap();
+        let open = |handle: &sys::FileHandle| sys::open_handle(root.as_fd(), handle);
+        let way = |object: &OwnedFd| format!("/proc/self/fd/{}", object.as_raw_fd());
+        for (name, handle) in &files {
+            let expected = match *name {
+                "d/changed" => "d/changed+".to_owned(),
+                // Copied up after the first remount.
+                "d/later" => format!("{name}{again}"),
+                name => name.to_owned(),
+            };
+            assert_eq!(read(way(&open(handle).unwrap())), expected, "{name}");
+        }
+        for (name, handle) in &dirs {
+            assert_eq!(fs::read_link(way(&open(handle).unwrap())).unwrap(), union.merged(name));
+        }
+        assert_eq!(open(&gone).unwrap_err(), plyfs::errno::Errno::ESTALE);
+        append(union.merged("d/later"), "+");
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use plyfs::errno::Errno;
 use plyfs::overlay::{ROOT_ID, Rename};
+use plyfs::sys::faults::{self, Fault};
 
 use crate::fixture::{Layers, Union, mark, set_mark};
 use crate::need;
@@ -121,4 +122,28 @@ fn what_is_forgotten_is_found_by_its_number_while_it_has_a_name() {
     assert_eq!(again(&u, of_g), Err(Errno::ESTALE));
     let u = u.reopen();
     assert_eq!(again(&u, id), Err(Errno::ESTALE));
+}
+
+#[test]
+fn a_later_mount_searches_once_for_what_it_has_not_met() {
+    let u = exporting(&["d/f = 1\n d/g = 2\n e/f = 3", "d/h = 4\n e/f = 5"]).open();
+    u.create("e/new", "").unwrap();
+    u.append("d/g", "+").unwrap();
+    let ids = ["d/f", "d/g", "e/f", "d/h", "e/new", "d", "e"].map(|name| (name, u.at(name).unwrap()));
+    u.rename("d/f", "e/moved").unwrap();
+    u.unlink("d/h").unwrap();
+    let u = u.reopen();
+    for (name, id) in ids {
+        match name {
+            "d/h" => assert_eq!(again(&u, id), Err(Errno::ESTALE)),
+            "d/f" => assert_eq!((again(&u, id), u.at("e/moved")), (Ok(u.stat("e/moved").unwrap().ino), Ok(id))),
+            name => assert_eq!((again(&u, id), u.at(name)), (Ok(u.stat(name).unwrap().ino), Ok(id)), "{name}"),
+        }
+    }
+    assert_eq!(again(&u, u.overlay.lookup_parent(ids[4].1).unwrap().id), Ok(u.stat("e").unwrap().ino));
+    // Nothing is left to be found: nobody looks.
+    faults::arm(0, Fault::Frozen);
+    let searched = again(&u, ids[3].1);
+    assert_eq!((searched, faults::disarm().len()), (Err(Errno::ESTALE), 0));
+    u.forget_all();
 }

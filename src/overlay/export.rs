@@ -134,6 +134,45 @@ impl Overlay {
         }
     }
 
+    /// Whether the entry of a directory fits what was found: `EIO` for a whiteout, and for one that leads to another copy. A
+    /// lower directory that has been copied up may show by its copy alone, and by one.
+    pub(super) fn check_directory_entry(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<()> {
+        let Some(index) = self.index_of_all() else { return Ok(()) };
+        let Some(layer) = found.lowers.first().map(|lower| lower.layer) else { return Ok(()) };
+        let origin = match found.layer {
+            UPPER => {
+                let dir = self.dir_fd(parent, UPPER)?;
+                self.own_mark(At::Name(dir.as_fd(), name), Mark::Origin)?
+            }
+            _ => {
+                let dir = self.dir_fd(parent, layer)?;
+                self.origin_mark(At::Name(dir.as_fd(), name), layer)?
+            }
+        };
+        let Some(entry) = origin.filter(|origin| !origin.is_empty()).map(|origin| entry_name(&origin)) else {
+            return Ok(());
+        };
+        let fits = match sys::stat(index.at(&entry)) {
+            Ok(stat) if stat.is_dir() && found.layer == UPPER => {
+                let copy = self.own_mark(index.at(&entry), Mark::Upper)?.as_deref().and_then(Origin::decode);
+                let dir = self.dir_fd(parent, UPPER)?;
+                match copy {
+                    Some(copy) => copy.handle == sys::file_handle(At::Name(dir.as_fd(), name))?,
+                    // A server that is not root may not be allowed to read it.
+                    None => true,
+                }
+            }
+            Ok(_) => false,
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => true,
+            Err(errno) => return Err(errno),
+        };
+        if fits {
+            return Ok(());
+        }
+        log::warn!("index: {} does not lead to {}", entry.display(), name.display());
+        Err(Errno::EIO)
+    }
+
     /// Finds a node again by its number, for a handle of this mount or an earlier one. `ESTALE` if it is forgotten or has no
     /// name any more.
     pub fn lookup_self(&self, id: super::NodeId) -> Result<Entry> {

@@ -74,13 +74,17 @@ impl Overlay {
         }
     }
 
-    /// What the index has of a lower object. `EIO` for an entry that is of something else.
+    /// What the index has of a lower object. `EIO` for an entry that is of something else, or of nothing any more.
     pub(super) fn find_in_index(&self, at: At<'_>, lower: &Stat, layer: LayerIndex) -> Result<Option<Found>> {
         let Some(index) = self.index.as_ref().filter(|_| self.is_indexed(lower)) else { return Ok(None) };
         let Some(origin) = self.origin_mark(at, layer)? else { return Ok(None) };
         let name = entry_name(&origin);
         let mut stat = match self.stat_in(index.at(&name), UPPER) {
-            Ok(stat) if stat.is_null_device() => return Ok(None),
+            // A whiteout is of what is gone, and this is not.
+            Ok(stat) if stat.is_null_device() => {
+                log::warn!("index: {} is of a file that was removed", name.display());
+                return Err(Errno::EIO);
+            }
             Ok(stat) => stat,
             Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(None),
             Err(errno) => return Err(errno),

@@ -8,6 +8,7 @@ pub mod config;
 
 mod attr;
 mod cache;
+mod complete;
 mod copy_up;
 mod counts;
 mod create;

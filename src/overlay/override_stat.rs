@@ -235,11 +235,16 @@ impl Overlay {
         if real != Kind::File && real != Kind::Dir {
             return Ok(());
         }
-        if let Some(bytes) = value(at, source.name())? {
-            match Override::parse(&bytes, real) {
-                Some(found) => found.apply(stat),
-                None => log::debug!("layer {layer}: {} is not of the format", source.name()),
-            }
+        let bytes = match sys::get_xattr(at, OsStr::new(source.name())) {
+            Ok(bytes) => bytes,
+            // Taken for absent, what it says would be lost with the next change.
+            Err(Errno::EACCES) if !self.is_closed_to_server(stat) => return Err(Errno::EACCES),
+            Err(errno) if is_absent(errno) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        match Override::parse(&bytes, real) {
+            Some(found) => found.apply(stat),
+            None => log::debug!("layer {layer}: {} is not of the format", source.name()),
         }
         Ok(())
     }

@@ -142,6 +142,7 @@ impl Overlay {
     pub(super) fn follow(
         &self,
         parent: &Arc<Node>,
+        name: &OsStr,
         mut found: Found,
         redirect: &[u8],
         above: LayerIndex,
@@ -152,6 +153,11 @@ impl Overlay {
             place.extend(trail.way.names().iter().cloned());
             match self.walk(&base, &mut trail)? {
                 There::Object { stat, marks, dir, .. } if stat.is_dir() => {
+                    if let Some(dir) = &dir
+                        && !self.is_origin(parent, name, &found, (At::Fd(dir.as_fd()), layer))?
+                    {
+                        break;
+                    }
                     let xwhiteouts = marks.opacity == Opacity::Xwhiteouts;
                     let home = Some(LayerPath::from(place));
                     let large = is_large(&stat);

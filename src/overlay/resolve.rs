@@ -17,7 +17,7 @@ use super::origin::{Origin, inode_of};
 use super::superblock::{Caller, Entry, Lasting, Overlay};
 use super::table::{Interned, Key};
 use super::watch::is_large;
-use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
+use super::whiteout::is_wh_name;
 use super::xattr::{DirMarks, Mark, Opacity};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Stat};
@@ -116,7 +116,7 @@ impl Overlay {
                 Step::Hidden => return Ok(None),
                 Step::Object(Ends::Yes) => return self.finish(parent, name, found),
                 Step::Hollow => return self.finish_hollow(parent, name, found),
-                Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, UPPER),
+                Step::Redirected(redirect) => return self.finish_elsewhere(parent, name, found, &redirect, UPPER),
             }
         }
         for (position, lower) in lowers.iter().enumerate().filter(|(_, lower)| from.may_have(lower.layer)) {
@@ -126,7 +126,9 @@ impl Overlay {
                 Step::Hidden | Step::Object(Ends::Yes) => break,
                 Step::Object(Ends::No) => {}
                 Step::Hollow => return self.finish_hollow(parent, name, found),
-                Step::Redirected(redirect) => return self.finish_elsewhere(parent, found, &redirect, lower.layer),
+                Step::Redirected(redirect) => {
+                    return self.finish_elsewhere(parent, name, found, &redirect, lower.layer);
+                }
             }
         }
         self.finish(parent, name, found)
@@ -250,39 +252,17 @@ impl Overlay {
         }
     }
 
-    fn wh_hides(&self, parent: &Arc<Node>, lower: &LowerDir, name: &OsStr, dir: &OwnedFd) -> Result<bool> {
-        if !self.has_wh_names(parent, lower)? {
-            return Ok(false);
-        }
-        exists(At::Name(dir.as_fd(), &wh_name(name)))
-    }
-
-    /// Whether a directory hides lower ones by a whiteout beside it or an opaque file in it.
-    fn wh_hides_below(
-        &self,
-        parent: &Arc<Node>,
-        lower: &LowerDir,
-        name: &OsStr,
-        dir: &OwnedFd,
-        inside: Option<&OwnedFd>,
-    ) -> Result<bool> {
-        if let Some(inside) = inside
-            && exists(At::Name(inside.as_fd(), OsStr::new(WH_OPAQUE)))?
-        {
-            return Ok(true);
-        }
-        self.wh_hides(parent, lower, name, dir)
-    }
-
     /// The rest of a directory lies elsewhere.
     fn finish_elsewhere(
         &self,
         parent: &Arc<Node>,
+        name: &OsStr,
         found: Option<Found>,
         redirect: &[u8],
         above: LayerIndex,
     ) -> Result<Option<Found>> {
-        found.map(|found| self.follow(parent, found, redirect, above)).transpose()
+        let found = found.map(|found| self.follow(parent, name, found, redirect, above)).transpose()?;
+        self.finish(parent, name, found)
     }
 
     /// The data of a file lies elsewhere.
@@ -295,6 +275,9 @@ impl Overlay {
     /// Adds what only an upper file needs: the number of the file that it was copied up from.
     fn finish(&self, parent: &Arc<Node>, name: &OsStr, found: Option<Found>) -> Result<Option<Found>> {
         let Some(mut found) = found else { return Ok(None) };
+        if found.stat.is_dir() {
+            self.check_directory_entry(parent, name, &found)?;
+        }
         if found.layer == UPPER && !found.stat.is_dir() && found.index.is_none() && self.is_impure(parent)? {
             let dir = self.dir_fd(parent, UPPER)?;
             if let Some(mark) = self.mark(At::Name(dir.as_fd(), name), Mark::Origin)? {

@@ -6,11 +6,12 @@
 //! its directory carries a mark (`plain`) from then on.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use super::node::{LayerIndex, LowerDir, Node, UPPER, known};
+use super::resolve::exists;
 use super::superblock::Overlay;
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
@@ -67,6 +68,31 @@ impl Overlay {
     /// Whether `.wh.` names that a directory of a layer holds are whiteouts.
     pub(super) fn hides_by_name(&self, layer: LayerIndex, dir: BorrowedFd<'_>) -> Result<bool> {
         Ok((layer == UPPER && !self.device_whiteouts) || self.mark(At::Fd(dir), Mark::Plain)?.is_none())
+    }
+
+    /// Whether a name in AUFS form beside it hides a name of the layers below.
+    pub(super) fn wh_hides(&self, parent: &Arc<Node>, lower: &LowerDir, name: &OsStr, dir: &OwnedFd) -> Result<bool> {
+        if !self.has_wh_names(parent, lower)? {
+            return Ok(false);
+        }
+        exists(At::Name(dir.as_fd(), &wh_name(name)))
+    }
+
+    /// Whether a directory hides lower ones by a whiteout beside it or an opaque file in it.
+    pub(super) fn wh_hides_below(
+        &self,
+        parent: &Arc<Node>,
+        lower: &LowerDir,
+        name: &OsStr,
+        dir: &OwnedFd,
+        inside: Option<&OwnedFd>,
+    ) -> Result<bool> {
+        if let Some(inside) = inside
+            && exists(At::Name(inside.as_fd(), OsStr::new(WH_OPAQUE)))?
+        {
+            return Ok(true);
+        }
+        self.wh_hides(parent, lower, name, dir)
     }
 
     /// Call before an object gets a name in an upper directory. A name in AUFS form is a plain name there from now on;

@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use plyfs::errno::Errno;
+use plyfs::overlay::config::RedirectDir;
 use plyfs::overlay::{ROOT_ID, Rename};
 use plyfs::sys::faults::{self, Fault};
 
-use crate::fixture::{Layers, Union, mark, set_mark};
+use crate::fixture::{Layers, Union, mark, set_mark, whiteout};
 use crate::need;
 use crate::support::is_root;
 
@@ -92,8 +93,13 @@ fn entries_that_lead_nowhere_are_found_at_a_mount() {
     fs::write(layers.root().join("work/index/#7"), "").unwrap();
     let u = layers.open();
     assert_eq!(entries(&u.layers), (1, 1, 0));
+    // The entry of what was removed says that there is none.
+    assert_eq!(u.at("d"), Err(Errno::EIO));
     // The upper directory is another's copy: the lower one of its name is no part of it.
-    u.shows("d/f = 1\n e/\n g/f = 1\n h/f = 1");
+    assert_eq!(
+        (u.list("e").len(), u.read("g/f").unwrap(), u.read("h/f").unwrap()),
+        (0, "1".to_owned(), "1".to_owned())
+    );
 }
 
 fn again(u: &Union, id: u64) -> Result<u64, Errno> {
@@ -146,4 +152,88 @@ fn a_later_mount_searches_once_for_what_it_has_not_met() {
     let searched = again(&u, ids[3].1);
     assert_eq!((searched, faults::disarm().len()), (Err(Errno::ESTALE), 0));
     u.forget_all();
+}
+
+#[test]
+fn what_an_entry_of_the_index_does_not_fit_is_refused() {
+    // As the kernel's overlay answers: a removed object that shows again, a copied directory that shows without its copy,
+    // and one that shows twice.
+    let copied = || {
+        let mut layers = exporting(&["d/f = 1\n x = 2"]);
+        layers.config.features.redirect_dir = RedirectDir::On;
+        let u = layers.open();
+        u.create("d/new", "").unwrap();
+        u.close()
+    };
+    let only_entry = |layers: &Layers| {
+        let entries = fs::read_dir(layers.root().join("work/index")).unwrap();
+        let entries: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(entries.len(), 1);
+        entries[0].clone()
+    };
+    for with_copy in [true, false] {
+        let layers = copied();
+        let entry = only_entry(&layers);
+        fs::remove_dir(&entry).unwrap();
+        whiteout(&entry);
+        if !with_copy {
+            fs::remove_dir_all(layers.upper_path("d")).unwrap();
+        }
+        let u = layers.open();
+        assert_eq!(u.at("d"), Err(Errno::EIO));
+        assert_eq!(u.read("x").unwrap(), "2");
+    }
+    let moved = || {
+        let u = copied().open();
+        u.rename("d", "moved").unwrap();
+        u.close()
+    };
+    let layers = moved();
+    fs::remove_file(layers.upper_path("d")).unwrap();
+    let u = layers.open();
+    assert_eq!((u.at("d"), u.read("moved/f").unwrap()), (Err(Errno::EIO), "1".to_owned()));
+    let layers = moved();
+    fs::create_dir(layers.upper_path("twice")).unwrap();
+    for name in ["origin", "redirect"] {
+        set_mark(&layers.upper_path("twice"), name, &mark(&layers.upper_path("moved"), name).unwrap());
+    }
+    let u = layers.open();
+    assert_eq!((u.at("twice"), u.read("moved/f").unwrap()), (Err(Errno::EIO), "1".to_owned()));
+}
+
+#[test]
+fn a_whiteout_in_the_index_refuses_a_lower_file_that_shows_again() {
+    let u = exporting(&["x = 1"]).open();
+    u.unlink("x").unwrap();
+    let layers = u.close();
+    fs::remove_file(layers.upper_path("x")).unwrap();
+    assert_eq!(layers.open().at("x"), Err(Errno::EIO));
+}
+
+#[test]
+fn a_redirect_leads_to_the_directory_that_was_copied_up_and_to_no_other() {
+    for exports in [true, false] {
+        let mut layers = exporting(&["d/f = 1"]);
+        layers.config.features.nfs_export = exports;
+        layers.config.features.redirect_dir = RedirectDir::On;
+        let u = layers.open();
+        u.rename("d", "moved").unwrap();
+        let layers = u.close();
+        fs::rename(layers.lower(1, "d"), layers.lower(1, "old")).unwrap();
+        fs::create_dir(layers.lower(1, "d")).unwrap();
+        fs::write(layers.lower(1, "d/other"), "").unwrap();
+        let shown = if exports { vec![] } else { vec!["other".to_owned()] };
+        assert_eq!(layers.open().list("moved"), shown);
+    }
+}
+
+#[test]
+fn a_copied_file_shows_whatever_became_of_its_entry() {
+    let u = exporting(&["x = 1"]).open();
+    u.append("x", "2").unwrap();
+    let layers = u.close();
+    let entry = fs::read_dir(layers.root().join("work/index")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(&entry).unwrap();
+    whiteout(&entry);
+    assert_eq!(layers.open().read("x").unwrap(), "12");
 }

@@ -84,3 +84,8 @@ fn a_link_that_could_not_be_counted_in_the_end_is_counted_by_the_next_change() {
     let u = u.reopen();
     assert_eq!((u.stat("d/c").unwrap().nlink, u.stat("own/new").unwrap().nlink), (3 + more, 3 + more));
 }
+
+#[test]
+fn an_owner_that_cannot_be_read_is_not_taken_for_absent() {
+    at_each("override_stat: chown of a lower file", "getxattr", Errno::EACCES);
+}

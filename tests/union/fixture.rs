@@ -11,7 +11,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -21,9 +21,27 @@ use plyfs::sys::{self, At, Kind};
 use rustix::fs::CWD;
 use tempfile::TempDir;
 
+/// A directory that goes with all that is in it, also directories that shut out their owner: entries of the index are such.
+struct Scratch(TempDir);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut dirs = vec![self.0.path().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+                if entry.metadata().is_ok_and(|meta| meta.mode() & 0o700 != 0o700) {
+                    fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700)).ok();
+                }
+                dirs.push(entry.path());
+            }
+        }
+    }
+}
+
 /// Directories for a union, not opened yet.
 pub struct Layers {
-    dir: TempDir,
+    dir: Scratch,
     pub config: Config,
 }
 
@@ -53,7 +71,7 @@ impl Layers {
                 layer
             })
             .collect();
-        Layers { dir, config: Config { lowers, upper: Some(upper), ..Config::default() } }
+        Layers { dir: Scratch(dir), config: Config { lowers, upper: Some(upper), ..Config::default() } }
     }
 
     /// Layers that another process made; they are not removed.
@@ -62,7 +80,7 @@ impl Layers {
         let own = tempfile::Builder::new().prefix("victim-").tempdir_in(dir).unwrap();
         let upper = Upper { dir: dir.join("upper"), work: dir.join("work") };
         let lowers = (1..).map(|n| dir.join(format!("l{n}"))).take_while(|layer| layer.exists()).collect();
-        Layers { dir: own, config: Config { lowers, upper: Some(upper), ..Config::default() } }
+        Layers { dir: Scratch(own), config: Config { lowers, upper: Some(upper), ..Config::default() } }
     }
 
     /// With something in the upper.
@@ -90,7 +108,7 @@ impl Layers {
     }
 
     pub fn root(&self) -> &Path {
-        self.dir.path()
+        self.dir.0.path()
     }
 
     pub fn lower(&self, number: usize, path: impl AsRef<Path>) -> PathBuf {

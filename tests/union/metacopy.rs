@@ -231,3 +231,21 @@ fn where_the_path_is_too_long_for_a_mark_a_link_takes_the_data_along() {
     u.shows(&format!("{name} = hello\n {name}2 = hello\n near = hello\n near2 = hello"));
     assert_eq!(u.stat(&name).unwrap().nlink, 2);
 }
+
+#[test]
+fn with_an_index_the_data_is_that_of_the_file_that_was_copied_up() {
+    crate::need!(crate::support::is_root(), "not root, so nobody can tell whether that file is elsewhere");
+    for index in [true, false] {
+        let mut layers = Layers::of(&["f = old text"]);
+        layers.config.features.metacopy = true;
+        layers.config.features.redirect_dir = RedirectDir::On;
+        layers.config.features.index = index;
+        let u = layers.open();
+        u.chmod("f", 0o600).unwrap();
+        let layers = u.close();
+        std::fs::rename(layers.lower(1, "f"), layers.lower(1, "g")).unwrap();
+        std::fs::write(layers.lower(1, "f"), "new text").unwrap();
+        let found = layers.open().read("f");
+        assert_eq!(found, if index { Err(Errno::ESTALE) } else { Ok("new text".to_owned()) });
+    }
+}

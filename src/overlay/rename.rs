@@ -50,9 +50,11 @@ impl Overlay {
         let (old_parent, new_parent) = (self.node(from.0)?, self.node(to.0)?);
         if !old_parent.in_upper() || !new_parent.in_upper() || self.index_of_all().is_some() {
             // What will be refused must not copy anything up.
-            self.check_source(&old_parent, from.1)?;
-            if how == Rename::Exchange {
-                self.check_source(&new_parent, to.1)?;
+            let source = self.check_source(&old_parent, from.1)?;
+            match how {
+                Rename::Exchange => _ = self.check_source(&new_parent, to.1)?,
+                Rename::Replace if source == Kind::Dir => self.check_replaced(&new_parent, to.1)?,
+                Rename::Replace | Rename::NoReplace => {}
             }
         }
         self.copy_up(&old_parent)?;
@@ -110,6 +112,9 @@ impl Overlay {
         }
         let swapped = new.node.clone().filter(|_| how == Rename::Exchange);
         if let Some(below) = std::iter::once(&moving).chain(&swapped).find(|node| !node.in_upper()) {
+            if let (Kind::Dir, Rename::Replace, Some(target)) = (moving.kind, how, &new.node) {
+                self.check_empty(target)?;
+            }
             return Ok(Some(below.clone()));
         }
         if !one {

@@ -37,11 +37,31 @@ impl End {
 }
 
 impl Overlay {
-    /// Whether what is under a name could be moved.
-    pub(super) fn check_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+    /// Whether what is under a name could be moved; then what kind of object it is.
+    pub(super) fn check_source(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Kind> {
         let _names = self.names(parent)?.read();
         let found = self.resolve(parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
-        self.check_movable(&found)
+        self.check_movable(&found)?;
+        Ok(found.stat.kind())
+    }
+
+    /// Whether what is under a name, if anything is, could be replaced by a directory, as far as lowers share in it.
+    pub(super) fn check_replaced(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let _names = self.names(parent)?.read();
+        let Some(found) = self.resolve(parent, name, From::Top)?.filter(|found| found.stat.is_dir()) else {
+            return Ok(());
+        };
+        let entry = self.enter(parent, name, found)?;
+        let checked = self.node(entry.id).and_then(|target| self.check_empty(&target));
+        self.forget(entry.id, 1);
+        checked
+    }
+
+    /// `ENOTEMPTY` for a directory that shows names and that lowers share in: of one that is the upper's alone the file system
+    /// says so itself, once the rest is copied up, as in the kernel's overlay.
+    pub(super) fn check_empty(&self, target: &Arc<Node>) -> Result<()> {
+        let shared = target.kind == Kind::Dir && !(target.in_upper() && target.lowers().is_empty());
+        if shared && !self.is_empty(target)? { Err(Errno::ENOTEMPTY) } else { Ok(()) }
     }
 
     /// A directory can be moved if it is the upper's alone, or if it can be said where the rest of it stays.

@@ -263,6 +263,21 @@ fn numbers() -> Vec<Case> {
             &[],
             vec![(ROOT, Op::Link { from: p("b"), to: p("d/c") }), chmod("a")],
         )),
+        with(
+            ",redirect_dir=on",
+            settled(case(
+                "a directory that could be moved but for the names in what it is to replace is not copied up",
+                &[("d", dir()), ("d/from", dir()), ("d/to", dir()), ("d/to/in", dir()), ("d/from/sub", dir())],
+                &[],
+                vec![
+                    (ROOT, Op::Rename { from: p("d/from"), to: p("d/to"), flags: 0 }),
+                    (ROOT, Op::Mkdir { path: p("d/new"), mode: 0o755 }),
+                    (ROOT, Op::Rename { from: p("d/from"), to: p("d/to"), flags: 0 }),
+                    (ROOT, Op::Mkdir { path: p("d/new/in"), mode: 0o755 }),
+                    (ROOT, Op::Rename { from: p("d/from/sub"), to: p("d/new"), flags: 0 }),
+                ],
+            )),
+        ),
         case(
             "an exchange that is refused copies nothing up",
             &[("d", dir()), ("d/i", dir()), ("a", file(0o644)), ("b", Node::new(Kind::Link(p("a")), 0o644))],

@@ -216,3 +216,17 @@ fn a_directory_of_a_lower_replaces_an_empty_one() {
     u.shows("e/x = 1");
     u.reopen().shows("e/x = 1");
 }
+
+#[test]
+fn what_cannot_replace_a_directory_with_names_in_it_is_not_copied_up() {
+    let u = redirecting(&["d/from/sub/x = 1\n d/to/in = 2\n d/bare/\n file = 3"]).open();
+    assert_eq!(u.rename("d/from", "d/to"), Err(Errno::ENOTEMPTY));
+    u.upper_holds("");
+    // Nor where the upper has the parents already.
+    u.mkdir("d/new").unwrap();
+    assert_eq!(u.rename("d/from", "d/to"), Err(Errno::ENOTEMPTY));
+    u.upper_holds("d/new/ opaque");
+    u.shows("d/bare/\n d/from/sub/x = 1\n d/new/\n d/to/in = 2\n file = 3");
+    u.rename("d/from", "d/bare").unwrap();
+    u.shows("d/bare/sub/x = 1\n d/new/\n d/to/in = 2\n file = 3");
+}

@@ -264,6 +264,22 @@ fn numbers() -> Vec<Case> {
             vec![(ROOT, Op::Link { from: p("b"), to: p("d/c") }), chmod("a")],
         )),
         with(
+            ",metacopy=on",
+            settled(case(
+                "a file whose place is too long for a mark gets a name only with its data, and can be moved then",
+                &[("d", dir()), ("e", dir()), ("d/f", file(0o644)), (&format!("d/{}", "n".repeat(255)), file(0o644))],
+                &[],
+                [
+                    Op::Link { from: p(format!("d/{}", "n".repeat(255))), to: p("d/g") },
+                    Op::Rename { from: p(format!("d/{}", "n".repeat(255))), to: p("e/h"), flags: 0 },
+                    Op::Cat { path: p("e/h") },
+                ]
+                .into_iter()
+                .map(|op| (ROOT, op))
+                .collect(),
+            )),
+        ),
+        with(
             ",redirect_dir=on",
             settled(case(
                 "a directory that could be moved but for the names in what it is to replace is not copied up",

@@ -208,12 +208,16 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
 fn even_out(sides: &mut [Side; 2], call: &Call) {
     let owner = |op| Call { caller: crate::common::caller::Caller::Owner, op };
     match &call.op {
-        Op::Link { to, .. } => {
+        Op::Link { from, to } => {
             exec(&mut sides[1], &owner(Op::Unlink { path: to.clone() }))
                 .expect("a link that was just made can be removed");
-            let touch = owner(Op::Utimens { path: parent(to), atime: Time::Now, mtime: Time::Now });
+            let touch = |path: P| owner(Op::Utimens { path, atime: Time::Now, mtime: Time::Now });
+            // Our side has the file's data in the upper now, and can move it where the kernel would refuse that, too.
+            let open = owner(Op::Open { slot: 0, path: from.clone(), flags: OFlags::RDWR.bits(), mode: 0 });
             for side in sides {
-                exec(side, &touch).expect("root may set the times of a directory");
+                exec(side, &open).expect("root may open a file whose data is there");
+                exec(side, &touch(from.clone())).expect("root may set the times of a file");
+                exec(side, &touch(parent(to))).expect("root may set the times of a directory");
             }
         }
         // Emptied by the same caller, which takes the same bits away. The kernel refuses it for a name that was removed.

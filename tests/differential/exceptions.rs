@@ -60,6 +60,18 @@ pub const EXCEPTIONS: &[Exception] = &[
         },
     },
     Exception {
+        reason: "with an index, a change by another name of a copied-up file gives the upper that name in the kernel, and the \
+                 directories above it become merged (nlink 1); FUSE does not say by which name a file is changed",
+        applies: |finding| {
+            let merged = |entry: &Entry| entry.nlink == 1;
+            let there = merged(finding.a) && !merged(finding.b);
+            // Mounted the other way round, each shows what the other wrote.
+            let here = finding.terms.order == Order::Either && merged(finding.b) && !merged(finding.a);
+            let of_dir = finding.field == "nlink" && finding.a.kind == FileType::Directory;
+            of_dir && finding.terms.index && (there || here)
+        },
+    },
+    Exception {
         reason: "a copy without data and without an origin (in a layer that was copied by hand) has its own number: the kernel's has \
                  the lower one's, until the data comes, and its names can differ then",
         applies: |finding| finding.field == "first name" && finding.terms.metacopy,

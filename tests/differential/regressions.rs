@@ -264,6 +264,19 @@ fn numbers() -> Vec<Case> {
             vec![(ROOT, Op::Link { from: p("b"), to: p("d/c") }), chmod("a")],
         )),
         with(
+            ",index=on",
+            settled(case(
+                "a copied-up file that is changed by another name is changed for both, if not in the same directories",
+                &[("d", dir()), ("d/f", file(0o644)), ("e", dir()), ("e/g", Node::new(Kind::Link(p("d/f")), 0o644))],
+                &[],
+                vec![
+                    chmod("d/f"),
+                    (ROOT, Op::Chmod { path: p("e/g"), mode: 0o640 }),
+                    (ROOT, Op::Stat { path: p("d/f") }),
+                ],
+            )),
+        ),
+        with(
             ",metacopy=on",
             settled(case(
                 "a file whose place is too long for a mark gets a name only with its data, and can be moved then",

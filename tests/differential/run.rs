@@ -74,6 +74,7 @@ impl Scenario {
             metacopy: has("metacopy=on"),
             userxattr: has("userxattr"),
             nfs_export: has("nfs_export=on"),
+            index: has("index=on") || has("nfs_export=on"),
         }
     }
 

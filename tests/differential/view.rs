@@ -193,6 +193,8 @@ pub struct Terms {
     pub userxattr: bool,
     /// Whether the index has an entry for every copy.
     pub nfs_export: bool,
+    /// Whether there is an index.
+    pub index: bool,
 }
 
 /// Where `b` differs from `a`, what is excused left out.

@@ -38,6 +38,19 @@ fn all_names_of_a_lower_file_change_together() {
     u.shows("a = 123\n b = 123\n d/c = 123\n other = 1");
 }
 
+/// The kernel's overlay gives the upper the name by which it is changed; FUSE names the file only.
+#[test]
+fn a_change_by_another_name_of_a_copy_leaves_the_directories_above_it_alone() {
+    let u = indexing(&["d/a = 1\n e/sub/b == d/a"]).open();
+    u.chmod("d/a", 0o600).unwrap();
+    u.chmod("e/sub/b", 0o640).unwrap();
+    u.upper_holds("d/a = 1");
+    let shown = |u: &Union, name: &str| u.stat(name).unwrap().mode & 0o777;
+    assert_eq!((shown(&u, "d/a"), shown(&u, "e/sub/b"), u.stat("e/sub/b").unwrap().nlink), (0o640, 0o640, 2));
+    let u = u.reopen();
+    assert_eq!((shown(&u, "d/a"), shown(&u, "e/sub/b"), u.stat("e/sub/b").unwrap().nlink), (0o640, 0o640, 2));
+}
+
 #[test]
 fn names_are_counted_as_they_come_and_go() {
     let u = indexing(&["a = 1\n b == a\n d/c == a"]).open();

@@ -54,6 +54,16 @@ fn origin_of_entry(name: &OsStr) -> Option<Vec<u8>> {
     (0..name.len()).step_by(2).map(|at| u8::from_str_radix(name.get(at..at + 2)?, 16).ok()).collect()
 }
 
+/// What the index has of a lower object.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)]
+pub(super) enum Indexed {
+    Nothing,
+    /// A whiteout: its name went.
+    Removed,
+    Copy(Found),
+}
+
 impl Overlay {
     /// Whether a lower object is copied up by way of the index.
     pub(super) fn is_indexed(&self, stat: &Stat) -> bool {
@@ -74,19 +84,15 @@ impl Overlay {
         }
     }
 
-    /// What the index has of a lower object. `EIO` for an entry that is of something else, or of nothing any more.
-    pub(super) fn find_in_index(&self, at: At<'_>, lower: &Stat, layer: LayerIndex) -> Result<Option<Found>> {
-        let Some(index) = self.index.as_ref().filter(|_| self.is_indexed(lower)) else { return Ok(None) };
-        let Some(origin) = self.origin_mark(at, layer)? else { return Ok(None) };
+    /// What the index has of a lower object. `EIO` for an entry that is of something else.
+    pub(super) fn find_in_index(&self, at: At<'_>, lower: &Stat, layer: LayerIndex) -> Result<Indexed> {
+        let Some(index) = self.index.as_ref().filter(|_| self.is_indexed(lower)) else { return Ok(Indexed::Nothing) };
+        let Some(origin) = self.origin_mark(at, layer)? else { return Ok(Indexed::Nothing) };
         let name = entry_name(&origin);
         let mut stat = match self.stat_in(index.at(&name), UPPER) {
-            // A whiteout is of what is gone, and this is not.
-            Ok(stat) if stat.is_null_device() => {
-                log::warn!("index: {} is of a file that was removed", name.display());
-                return Err(Errno::EIO);
-            }
+            Ok(stat) if stat.is_null_device() => return Ok(Indexed::Removed),
             Ok(stat) => stat,
-            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(None),
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(Indexed::Nothing),
             Err(errno) => return Err(errno),
         };
         let known = self.own_mark(index.at(&name), Mark::Origin)?;
@@ -102,7 +108,7 @@ impl Overlay {
         let mut found = Found::new(stat, UPPER);
         found.origin = self.numbers.persistent(&self.layers, lower.dev, lower.ino);
         found.index = Some(name.into());
-        Ok(Some(found))
+        Ok(Indexed::Copy(found))
     }
 
     /// Publishes the copy of a lower file with several names in the index, for all of them.

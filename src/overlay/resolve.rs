@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 
+use super::index::Indexed;
 use super::metacopy::LowerData;
 use super::node::{LayerIndex, LowerDir, Node, NodeId, Place, RealId, UPPER};
 use super::order::RwLock;
@@ -53,6 +54,8 @@ enum Step {
     Redirected(Vec<u8>),
     /// A file without its data.
     Hollow,
+    /// A lower file that was removed, says the index.
+    Removed,
 }
 
 /// Whether an object hides what lower layers have under its name.
@@ -113,7 +116,7 @@ impl Overlay {
             let below = if lowers.is_empty() { Below::Nothing } else { Below::Something };
             match self.look(parent, name, &LowerDir::default(), below, &mut found)? {
                 Step::Absent | Step::Object(Ends::No) => {}
-                Step::Hidden => return Ok(None),
+                Step::Hidden | Step::Removed => return Ok(None),
                 Step::Object(Ends::Yes) => return self.finish(parent, name, found),
                 Step::Hollow => return self.finish_hollow(parent, name, found),
                 Step::Redirected(redirect) => return self.finish_elsewhere(parent, name, found, &redirect, UPPER),
@@ -124,6 +127,10 @@ impl Overlay {
             match self.look(parent, name, lower, below, &mut found)? {
                 Step::Absent => {}
                 Step::Hidden | Step::Object(Ends::Yes) => break,
+                Step::Removed => {
+                    log::warn!("the index says that {} was removed, and it shows", name.display());
+                    return Err(Errno::EIO);
+                }
                 Step::Object(Ends::No) => {}
                 Step::Hollow => return self.finish_hollow(parent, name, found),
                 Step::Redirected(redirect) => {
@@ -140,7 +147,7 @@ impl Overlay {
             match self.look(parent, name, lower, Below::Something, &mut None)? {
                 Step::Absent => {}
                 Step::Hidden => return Ok(false),
-                Step::Object(..) | Step::Redirected(_) | Step::Hollow => return Ok(true),
+                Step::Object(..) | Step::Removed | Step::Redirected(_) | Step::Hollow => return Ok(true),
             }
         }
         Ok(false)
@@ -188,13 +195,16 @@ impl Overlay {
         self.overrule(at, layer, &mut stat)?;
         if !stat.is_dir() {
             // Below a directory, what is no directory does not show and hides what is below it in turn.
-            if found.is_none()
-                && layer != UPPER
-                && let Some(mut indexed) = self.find_in_index(at, &stat, layer)?
-            {
-                indexed.data = self.data_of_indexed(parent, name, &indexed, stat, layer)?;
-                *found = Some(indexed);
-                return Ok(Step::Object(Ends::Yes));
+            if found.is_none() && layer != UPPER {
+                match self.find_in_index(at, &stat, layer)? {
+                    Indexed::Nothing => {}
+                    Indexed::Removed => return Ok(Step::Removed),
+                    Indexed::Copy(mut indexed) => {
+                        indexed.data = self.data_of_indexed(parent, name, &indexed, stat, layer)?;
+                        *found = Some(indexed);
+                        return Ok(Step::Object(Ends::Yes));
+                    }
+                }
             }
             if found.is_none() {
                 let mut stat = stat;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::path::Arg;
 
@@ -60,6 +61,18 @@ pub fn file_handle(at: At<'_>) -> Result<FileHandle> {
 
 /// Opens an object by its handle, `O_PATH`. Needs `CAP_DAC_READ_SEARCH`; `ESTALE` when it is gone.
 pub fn open_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd> {
+    // Where somebody is about to make another object with the inode of one that is gone, ext4 says that there is no memory
+    // (an inode that is being made is none yet), and a moment later that the handle is stale.
+    for _ in 0..50 {
+        match open_handle_once(mount, handle) {
+            Err(Errno::ENOMEM) => std::thread::sleep(Duration::from_millis(1)),
+            result => return result,
+        }
+    }
+    open_handle_once(mount, handle)
+}
+
+fn open_handle_once(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd> {
     gate("open_by_handle_at")?;
     let mut raw = Raw {
         bytes: u32::try_from(handle.bytes.len()).map_err(|_| Errno::EINVAL)?,

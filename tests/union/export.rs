@@ -237,3 +237,12 @@ fn a_copied_file_shows_whatever_became_of_its_entry() {
     whiteout(&entry);
     assert_eq!(layers.open().read("x").unwrap(), "12");
 }
+
+#[test]
+fn what_took_a_removed_files_name_can_be_removed() {
+    let u = exporting(&["a = 1\n b = 2\n c/"]).open();
+    u.rename("a", "b").unwrap();
+    u.unlink("b").unwrap();
+    u.rename("c", "d").unwrap_err();
+    u.reopen().shows("c/");
+}

@@ -128,6 +128,34 @@ fn answers_two_users_as_the_kernels_overlay_does() {
     }
 }
 
+/// The same two on the mount that one of them made, over fusermount3 and with `allow_other`: what the server may do as her, the
+/// other may do as far as modes and ACLs let him.
+#[test]
+fn answers_the_guest_of_a_plain_user_as_the_kernels_overlay_does() {
+    const NAME: &str = "answers_the_guest_of_a_plain_user_as_the_kernels_overlay_does";
+    if !common::is_real_root() || !common::has_fuse() {
+        return common::skip(NAME, "needs root and /dev/fuse");
+    }
+    if std::process::Command::new("fusermount3").arg("-V").output().is_err() {
+        return common::skip(NAME, "needs fusermount3");
+    }
+    let _alone = ALONE.lock();
+    let reachable = common::scratch::Scratch::new("bin");
+    let _copied = common::mounts::Copied::to(reachable.path());
+    let result = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            common::caller::own_mounts();
+            common::caller::share_fuse(reachable.path());
+            common::caller::let_others_in(reachable.path());
+            Campaign::for_guest().go()
+        });
+        thread.join().unwrap_or_else(|_| Err("the run panicked".to_owned()))
+    });
+    if let Err(report) = result {
+        panic!("plyfs differs from the kernel's overlay:\n{report}");
+    }
+}
+
 /// The harness is worth something only if it finds what is there to be found.
 #[test]
 fn a_difference_is_noticed() {

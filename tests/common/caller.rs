@@ -19,11 +19,16 @@ pub enum Caller {
     Bob,
 }
 
+impl Caller {
+    /// Alice's uid and gid.
+    pub const ALICE: u32 = 1000;
+}
+
 /// Runs `call` as `caller`. Anyone but the owner needs root.
 pub fn as_caller<T>(caller: Caller, call: impl FnOnce() -> T) -> T {
     let (id, groups): (u32, &[u32]) = match caller {
         Caller::Owner => return call(),
-        Caller::Alice => (1000, &[2000]),
+        Caller::Alice => (Caller::ALICE, &[2000]),
         Caller::Bob => (1001, &[1000, 2000]),
     };
     let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -55,6 +60,16 @@ pub fn share_fuse(dir: &Path) {
     }
     rustix::fs::chmod(&own, Mode::from_raw_mode(0o666)).expect("root may change modes");
     mount_bind(&own, DEVICE).expect("root may mount");
+}
+
+/// Gives this thread, and whatever it starts, an `/etc/fuse.conf` by which plain users may let others into their mounts. `dir`
+/// holds it meanwhile.
+pub fn let_others_in(dir: &Path) {
+    const SETTINGS: &str = "/etc/fuse.conf";
+    unshare_mounts();
+    let own = dir.join("fuse.conf");
+    std::fs::write(&own, "user_allow_other\n").expect("a scratch directory can be written to");
+    rustix::mount::mount_bind(&own, SETTINGS).expect("root may mount");
 }
 
 /// Gives this thread, and whatever it starts, mounts of its own, without those of other tests: they keep nothing of it, and it

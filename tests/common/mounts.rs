@@ -47,6 +47,10 @@ pub const PASSTHROUGH: &str = ",passthrough=on";
 /// A word for the harness: the stack has a layer of data.
 pub const DATA: &str = ",data";
 
+/// A word for the harness: it is Alice, a plain user, who mounts, and lets others in. The kernel's overlay is root's all the
+/// same: a mount of hers would be in a user namespace that the others are not in.
+pub const OF_ALICE: &str = ",of_alice";
+
 /// Who makes the union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
@@ -76,7 +80,7 @@ impl Mounted {
     }
 
     fn kernel(stack: &Stack, point: &Path, extra: &str) -> Result<Mounted, String> {
-        let known = extra.replace(PASSTHROUGH, "").replace(DATA, "");
+        let known = extra.replace(PASSTHROUGH, "").replace(DATA, "").replace(OF_ALICE, "");
         let options = [stack.options(), known.into_bytes()].concat();
         let options = CString::new(options).map_err(|error| error.to_string())?;
         mount("overlay", point, "overlay", MountFlags::NOATIME, options.as_c_str())
@@ -86,11 +90,16 @@ impl Mounted {
 
     fn plyfs(stack: &Stack, point: &Path, extra: &str) -> Result<Mounted, String> {
         use std::os::unix::ffi::OsStringExt;
-        let known = extra.replace(DATA, "");
+        let known = extra.replace(DATA, "").replace(OF_ALICE, ",allow_other");
         let options = [stack.options(), known.into_bytes()].concat();
         let log = point.with_extension("log");
         let stderr = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
-        let server = Command::new(program())
+        let mut command = Command::new(program());
+        if extra.contains(OF_ALICE) {
+            command = Command::new("setpriv");
+            command.args(["--reuid=1000", "--regid=1000", "--groups=2000"]).arg(program());
+        }
+        let server = command
             .args(["-f", "-o"])
             .arg(std::ffi::OsString::from_vec(options))
             .arg(point)

@@ -87,6 +87,13 @@ impl Place {
         &self.point
     }
 
+    /// Makes a user the owner of what a mount writes to besides its layers.
+    pub fn give_to(&self, id: u32) {
+        for dir in [&self.work, &self.point] {
+            std::os::unix::fs::chown(dir, Some(id), Some(id)).expect("root can give directories away");
+        }
+    }
+
     /// The layer of data.
     pub fn data(&self) -> &Path {
         &self.data

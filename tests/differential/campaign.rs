@@ -9,14 +9,14 @@
 use super::bench::Bench;
 use super::exceptions::{EXCEPTIONS, NOT_GENERATED};
 use super::generate::{Company, Generator};
-use super::layers::{Rights, layer, share, split_data};
+use super::layers::{Rights, layer, let_in, share, split_data};
 use super::options;
 use super::rng::Rng;
 use super::run::{Failure, Layers, Scenario, Source, kernel_layer, run};
 use super::shrink::shrink;
 use super::tree::{Marks, Tree};
 use crate::common::backing::Kind;
-use crate::common::mounts::{DATA, Maker, PASSTHROUGH};
+use crate::common::mounts::{DATA, Maker, OF_ALICE, PASSTHROUGH};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -128,6 +128,15 @@ impl Campaign {
         Campaign { company: Company::TwoUsers, limit: all.limit / 5, ..all }
     }
 
+    /// The same on the mount of one of them, with the marks that plain users can write.
+    pub fn for_guest() -> Campaign {
+        Campaign {
+            company: Company::Guest,
+            options: vec![format!(",userxattr{OF_ALICE}")],
+            ..Campaign::for_two_users()
+        }
+    }
+
     /// Runs everything as root. `Err` is the report of what differed.
     pub fn go(&self) -> Result<(), String> {
         let mut found = Reports::default();
@@ -156,14 +165,16 @@ impl Campaign {
                 break;
             }
             found.runs += 1;
-            let rights = if self.makers[0] == Maker::Plain { Rights::User } else { Rights::Root };
             // Other sets on each file system.
             let turn = seed.wrapping_add(61 * bench.turn());
             let options = self.options.get((turn % self.options.len().max(1) as u64) as usize);
             let mut scenario = scenario(bench, *seed, self.makers, options.map_or("", String::as_str));
-            if self.company == Company::TwoUsers {
-                share_with_two(&mut scenario, *seed);
+            match self.company {
+                Company::Owner => {}
+                Company::TwoUsers => share_with_two(&mut scenario, *seed, share),
+                Company::Guest => share_with_two(&mut scenario, *seed, let_in),
             }
+            let rights = rights(self.makers, &scenario.options);
             let mut generator = Generator::new(seed.wrapping_mul(31), rights, Marks::of_kernel(&scenario.options));
             generator.company = self.company;
             let generator = Box::new(generator);
@@ -242,7 +253,7 @@ impl Reports {
 pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> Scenario {
     let mut rng = Rng::new(seed);
     let plain = makers[0] == Maker::Plain;
-    let rights = if plain { Rights::User } else { Rights::Root };
+    let rights = rights(makers, options);
     let mut lowers: Vec<Tree> = Vec::new();
     for _ in 0..=rng.below(4) {
         let next = next_layer(bench, &mut rng, &lowers, rights, options);
@@ -279,8 +290,13 @@ pub fn scenario(bench: &Bench, seed: u64, makers: [Maker; 2], options: &str) -> 
     }
 }
 
-/// Makes a scenario one for two users, each with a umask of its own.
-fn share_with_two(scenario: &mut Scenario, seed: u64) {
+/// What the layers may hold, and what is asked for.
+fn rights(makers: [Maker; 2], options: &str) -> Rights {
+    if makers[0] == Maker::Plain || options.contains(OF_ALICE) { Rights::User } else { Rights::Root }
+}
+
+/// Makes a scenario one for two users, each with a umask of its own; `share` says who has what.
+fn share_with_two(scenario: &mut Scenario, seed: u64, share: fn(&mut Rng, &mut Tree)) {
     let mut rng = Rng::new(seed ^ 0x2);
     let layers = &mut scenario.layers;
     layers.lowers.iter_mut().chain([&mut layers.upper]).for_each(|layer| share(&mut rng, layer));

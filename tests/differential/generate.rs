@@ -20,6 +20,8 @@ pub enum Company {
     Owner,
     /// Two ordinary users who share a group, and nobody else.
     TwoUsers,
+    /// The same on the mount of one of them, whose server can give nothing to the other: only Alice makes things.
+    Guest,
 }
 
 /// Chooses operations.
@@ -43,7 +45,7 @@ impl Generator {
     /// The next operation, given what is there.
     pub fn next(&mut self, scene: &Scene) -> Call {
         let caller = match (self.company, self.rights) {
-            (Company::TwoUsers, _) => *self.rng.pick(&[Caller::Alice, Caller::Bob]),
+            (Company::TwoUsers | Company::Guest, _) => *self.rng.pick(&[Caller::Alice, Caller::Bob]),
             (Company::Owner, Rights::User) => Caller::Owner,
             (Company::Owner, Rights::Root) => {
                 self.rng.weighted(&[(60, Caller::Owner), (25, Caller::Alice), (15, Caller::Bob)])
@@ -60,7 +62,11 @@ impl Generator {
             78..87 => self.xattrs(scene),
             _ => self.reads(scene),
         };
-        let caller = if matches!(op, Op::ReadRest { .. }) { Caller::Owner } else { caller };
+        let caller = match op {
+            Op::ReadRest { .. } => Caller::Owner,
+            _ if self.company == Company::Guest && op.makes() => Caller::Alice,
+            _ => caller,
+        };
         Call { caller, op }
     }
 

@@ -109,6 +109,20 @@ pub fn share(rng: &mut Rng, tree: &mut Tree) {
     }
 }
 
+/// Makes a layer one that Alice has let others of her group into.
+pub fn let_in(rng: &mut Rng, tree: &mut Tree) {
+    for (path, node) in &mut tree.nodes {
+        (node.uid, node.gid) = (1000, *rng.pick(&[1000, 2000]));
+        if !node.is_dir() || (!path.is_empty() && rng.chance(40)) {
+            continue;
+        }
+        node.mode = *rng.pick(&[0o777, 0o1777, 0o775, 0o1775, 0o2775, 0o2770, 0o3777]);
+        if rng.chance(25) {
+            node.xattrs.insert(p(b"system.posix_acl_default"), p(acl(rng, Rights::User)));
+        }
+    }
+}
+
 /// Moves the data of some files of a layer into a layer of data: what stays says where it is, as composefs has it.
 pub fn split_data(rng: &mut Rng, tree: &mut Tree, data: &mut Tree) {
     for node in tree.nodes.values_mut() {

@@ -3,6 +3,7 @@
 use super::path::P;
 use crate::common::caller::Caller;
 use crate::common::mapping::Share;
+use rustix::fs::OFlags;
 
 /// One operation and who asks for it.
 #[derive(Clone, Debug)]
@@ -254,6 +255,16 @@ impl Op {
     pub fn name(&self) -> String {
         let text = format!("{self:?}");
         text.split([' ', '{']).next().unwrap_or_default().to_owned()
+    }
+
+    /// Whether it may make a new object.
+    pub fn makes(&self) -> bool {
+        let creates = |flags: u32| OFlags::from_bits_retain(flags).contains(OFlags::CREATE);
+        match self {
+            Op::Open { flags, .. } => creates(*flags),
+            Op::Save { .. } | Op::Mkdir { .. } | Op::Symlink { .. } | Op::Mknod { .. } => true,
+            _ => false,
+        }
     }
 
     /// The names that it may add to or take from a directory.

@@ -13,7 +13,9 @@ use super::side::Side;
 use super::tree::{Marks, Tree};
 use super::view::{Mismatch, Order, Terms, View, compare, compare_numbers, look};
 use super::watch::Watch;
-use crate::common::mounts::{Maker, Mounted, Stack};
+use crate::common::caller::Caller;
+use crate::common::mounts::{Maker, Mounted, OF_ALICE, Stack};
+use crate::common::scratch::remove_tree;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -135,6 +137,9 @@ pub fn run(bench: &Bench, scenario: &Scenario, source: Source) -> Result<Vec<Cal
             tree.write(&place.lower(index), marks(index)).expect("a layer can be written");
         }
         scenario.layers.upper.write(place.upper(), kernel_marks).expect("an upper layer can be written");
+        if scenario.options.contains(OF_ALICE) {
+            place.give_to(Caller::ALICE);
+        }
         scenario.layers.data.write(place.data(), kernel_marks).expect("a layer of data can be written");
     }
     let before = rustix::process::umask(Mode::from_raw_mode(scenario.umasks[0]));
@@ -196,7 +201,7 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
         }
     }
     if scenario.fault == Some(Fault::Mode) {
-        let wrong = Call { caller: crate::common::caller::Caller::Owner, op: Op::Chmod { path: p(b""), mode: 0o741 } };
+        let wrong = Call { caller: Caller::Owner, op: Op::Chmod { path: p(b""), mode: 0o741 } };
         exec(&mut pair.sides[1], &wrong).expect("the root's mode can be changed");
     }
     let ends = compare_views(&pair.sides, last, scenario, "")?;
@@ -207,7 +212,7 @@ fn go(scenario: &Scenario, source: Source, places: &[Place; 2], calls: &mut Vec<
 
 /// Undoes what only our side could do, as far as trees show it.
 fn even_out(sides: &mut [Side; 2], call: &Call) {
-    let owner = |op| Call { caller: crate::common::caller::Caller::Owner, op };
+    let owner = |op| Call { caller: Caller::Owner, op };
     match &call.op {
         Op::Link { from, to } => {
             exec(&mut sides[1], &owner(Op::Unlink { path: to.clone() }))
@@ -302,6 +307,11 @@ fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> 
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(("mount: volatile".to_owned(), vec![error.to_string()])),
+        }
+        // What root's mount leaves in the workdir no plain user may read.
+        if scenario.options.contains(OF_ALICE) {
+            remove_tree(&stacks[index].work.join("work"))
+                .map_err(|error| ("mount: work".to_owned(), vec![error.to_string()]))?;
         }
         Mounted::new(scenario.makers[index], &stacks[index], places[index].point(), &scenario.options)
             .map_err(|error| (format!("mount: {:?}", scenario.makers[index]), vec![error]))

@@ -2,7 +2,6 @@
 //!
 //! Must never: be a lock, or be read to decide anything.
 
-use crate::sys::Kind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::node::{Nameless, NodeId, Place};
@@ -53,12 +52,6 @@ impl Overlay {
             watches,
             watch_budget,
         }
-    }
-
-    /// Any regular file that the kernel remembers.
-    #[must_use]
-    pub fn any_file(&self) -> Option<NodeId> {
-        self.table.any(|node| node.kind == Kind::File)
     }
 
     /// A node as messages name it: the path of the layer that holds it, and its own path in the union.

@@ -194,6 +194,12 @@ impl Overlay {
         self.table.len()
     }
 
+    /// Any regular file that the kernel remembers.
+    #[must_use]
+    pub fn any_file(&self) -> Option<NodeId> {
+        self.table.any(|node| node.kind == Kind::File)
+    }
+
     /// The size and use of the file system that changes go to.
     pub fn statfs(&self) -> Result<FsStat> {
         let layer = self.layers.upper.as_ref().or(self.layers.lowers.first()).ok_or(Errno::EIO)?;

@@ -279,3 +279,10 @@ fn what_a_directory_merges_is_the_same_by_listing_and_by_name() {
         }
     }
 }
+
+#[test]
+fn a_whiteout_in_a_directory_of_one_lower_is_not_shown() {
+    let u = union(&["d/f = 1\n !d/g", "e/f = 1"]);
+    assert_eq!(u.list("d"), ["f"]);
+    assert_eq!(u.at("d/g"), Err(Errno::ENOENT));
+}

@@ -33,15 +33,24 @@ impl Overlay {
         self.is_indexed(stat) || (stat.is_dir() && self.index_of_all().is_some())
     }
 
+    /// The origin mark of an object of the upper; none where nobody knows what it was copied up from.
+    pub(super) fn known_origin(&self, at: At<'_>) -> Result<Option<Vec<u8>>> {
+        Ok(self.own_mark(at, Mark::Origin)?.filter(|origin| !origin.is_empty()))
+    }
+
+    /// The mark that leads to an object of the upper. `None` when its handle does not fit the form.
+    pub(super) fn upper_mark(&self, at: At<'_>) -> Result<Option<Vec<u8>>> {
+        let fs = self.layers.get(UPPER).and_then(|upper| self.layers.filesystems.get(upper.fs));
+        let uuid = fs.map(|fs| fs.uuid).unwrap_or_default();
+        Ok(Origin { uuid, handle: sys::file_handle(at)? }.encode_upper())
+    }
+
     /// Makes the entry of a directory that was copied up, once the copy shows: an entry that leads nowhere becomes a whiteout
     /// at the next mount, and what a lower still has must not have that. Call with the parent's names locked.
     pub(super) fn index_directory(&self, copy: At<'_>) -> Result<()> {
-        let (Some(index), Some(upper)) = (self.index_of_all(), &self.layers.upper) else { return Ok(()) };
-        let Some(origin) = self.own_mark(copy, Mark::Origin)?.filter(|origin| !origin.is_empty()) else {
-            return Ok(());
-        };
-        let uuid = self.layers.filesystems.get(upper.fs).map(|fs| fs.uuid).unwrap_or_default();
-        let mark = Origin { uuid, handle: sys::file_handle(copy)? }.encode_upper().ok_or(Errno::EOVERFLOW)?;
+        let Some(index) = self.index_of_all() else { return Ok(()) };
+        let Some(origin) = self.known_origin(copy)? else { return Ok(()) };
+        let mark = self.upper_mark(copy)?.ok_or(Errno::EOVERFLOW)?;
         let temporary = self.work()?.unused_name();
         sys::mkdir(index.dir.as_fd(), &temporary, 0)?;
         let made = self
@@ -128,7 +137,7 @@ impl Overlay {
             return Ok(true);
         }
         let dir = self.dir_fd(parent, UPPER)?;
-        match self.own_mark(At::Name(dir.as_fd(), name), Mark::Origin)?.filter(|origin| !origin.is_empty()) {
+        match self.known_origin(At::Name(dir.as_fd(), name))? {
             Some(known) => Ok(self.origin_mark(lower, layer)?.is_none_or(|origin| origin == known)),
             None => Ok(true),
         }
@@ -142,16 +151,14 @@ impl Overlay {
         let origin = match found.layer {
             UPPER => {
                 let dir = self.dir_fd(parent, UPPER)?;
-                self.own_mark(At::Name(dir.as_fd(), name), Mark::Origin)?
+                self.known_origin(At::Name(dir.as_fd(), name))?
             }
             _ => {
                 let dir = self.dir_fd(parent, layer)?;
                 self.origin_mark(At::Name(dir.as_fd(), name), layer)?
             }
         };
-        let Some(entry) = origin.filter(|origin| !origin.is_empty()).map(|origin| entry_name(&origin)) else {
-            return Ok(());
-        };
+        let Some(entry) = origin.map(|origin| entry_name(&origin)) else { return Ok(()) };
         let fits = match sys::stat(index.at(&entry)) {
             Ok(stat) if stat.is_dir() && found.layer == UPPER => {
                 let copy = self.own_mark(index.at(&entry), Mark::Upper)?.as_deref().and_then(Origin::decode);
@@ -176,21 +183,14 @@ impl Overlay {
     /// Finds a node again by its number, for a handle of this mount or an earlier one. `ESTALE` if it is forgotten or has no
     /// name any more.
     pub fn lookup_self(&self, id: super::NodeId) -> Result<Entry> {
-        let node = match self.table.look_up(id) {
-            Some(node) => node,
-            None => {
-                self.search(id)?;
-                self.table.look_up(id).ok_or(Errno::ESTALE)?
-            }
-        };
+        self.meet(id)?;
+        let node = self.table.look_up(id).ok_or(Errno::ESTALE)?;
         self.found_again(&node)
     }
 
     /// Finds the directory above one, for a handle of that.
     pub fn lookup_parent(&self, id: super::NodeId) -> Result<Entry> {
-        if self.table.get(id).is_none() {
-            self.search(id)?;
-        }
+        self.meet(id)?;
         let node = self.node(id)?;
         let parent = node.named().map_or_else(|| self.root.clone(), |(parent, _)| parent);
         self.lookup_self(parent.id)

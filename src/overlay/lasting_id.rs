@@ -5,17 +5,17 @@
 //! disk for that; but the way back, for a number that this mount has not given yet, is a search through the whole union.
 //! It is made once: everything that has a name is in the table afterwards, until something is changed behind the mount.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::node::{Node, NodeId, UPPER};
-use super::origin::Origin;
+use super::node::{LayerIndex, Node, NodeId, UPPER};
 use super::readdir::Room;
 use super::resolve::Found;
 use super::superblock::{Caller, Overlay};
-use super::xattr::Mark;
+use super::table::Key;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, At, Kind};
+use crate::sys::{AsFd, At, Kind};
 
 /// Set in the numbers of this kind, and in none that is given in order.
 const LASTING: NodeId = 1 << 63;
@@ -25,10 +25,10 @@ const LASTING: NodeId = 1 << 63;
 pub(super) struct Searched(AtomicU64);
 
 impl Overlay {
-    /// The number for what was found under a name and has none yet. `None`: one of this mount alone, because there are no
+    /// The number for what was found under a name, if it has none yet. `None`: one of this mount alone, because there are no
     /// handles, or none to be had of this object.
-    pub(super) fn lasting_id(&self, parent: &Arc<Node>, name: &std::ffi::OsStr, found: &Found) -> Option<NodeId> {
-        if !self.exports() {
+    pub(super) fn lasting_id(&self, parent: &Arc<Node>, name: &OsStr, found: &Found, key: &Key) -> Option<NodeId> {
+        if !self.exports() || self.table.find(key).is_some() {
             return None;
         }
         let identity = match (&found.index, &self.index) {
@@ -43,23 +43,23 @@ impl Overlay {
         })
     }
 
-    fn identity(&self, at: At<'_>, layer: u16) -> Result<Option<NodeId>> {
+    fn identity(&self, at: At<'_>, layer: LayerIndex) -> Result<Option<NodeId>> {
         let mark = match layer {
-            UPPER => match self.own_mark(at, Mark::Origin)?.filter(|origin| !origin.is_empty()) {
+            UPPER => match self.known_origin(at)? {
                 Some(origin) => Some(origin),
-                None => {
-                    let fs = self.layers.get(UPPER).and_then(|upper| self.layers.filesystems.get(upper.fs));
-                    let uuid = fs.map(|fs| fs.uuid).unwrap_or_default();
-                    Origin { uuid, handle: sys::file_handle(at)? }.encode_upper()
-                }
+                None => self.upper_mark(at)?,
             },
             _ => self.origin_mark(at, layer)?,
         };
         Ok(mark.map(|mark| LASTING | hash(&mark)))
     }
 
-    /// The node of a number that is not in the table. `ESTALE` if nothing that has a name has it.
-    pub(super) fn search(&self, id: NodeId) -> Result<()> {
+    /// Sees to it that the node of a handle's number is in the table, if need be by a search. `ESTALE` if nothing that has a
+    /// name has it.
+    pub(super) fn meet(&self, id: NodeId) -> Result<()> {
+        if self.table.get(id).is_some() {
+            return Ok(());
+        }
         if !self.exports() || id & LASTING == 0 {
             return Err(Errno::ESTALE);
         }

@@ -15,10 +15,10 @@ use smallvec::SmallVec;
 
 use super::config::RedirectDir;
 use super::node::{LayerIndex, LayerPath, LowerDir, Nameless, Node, Place, UPPER};
-use super::resolve::{Found, exists};
+use super::resolve::Found;
 use super::superblock::Overlay;
 use super::watch::is_large;
-use super::whiteout::{WH_OPAQUE, is_wh_name, wh_name};
+use super::whiteout::{WH_OPAQUE, exists, is_wh_name, wh_name};
 use super::xattr::{DirMarks, Mark, Namespace, Opacity};
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, Stat};

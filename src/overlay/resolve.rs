@@ -406,7 +406,7 @@ impl Overlay {
         let key = if broken_link { Key::Name(parent.id, name.clone()) } else { Key::Real(real) };
         let number = self.number(&found);
         let place = || Place::In { parent: parent.clone(), name: name.clone() };
-        let wanted = if self.table.find(&key).is_some() { None } else { self.lasting_id(parent, &name, &found) };
+        let wanted = self.lasting_id(parent, &name, &found, &key);
         let interned = self.table.intern(
             (key, wanted),
             parent,
@@ -480,12 +480,4 @@ impl Found {
 enum Below {
     Nothing,
     Something,
-}
-
-pub(super) fn exists(at: At<'_>) -> Result<bool> {
-    match sys::stat(at) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(false),
-        Err(errno) => Err(errno),
-    }
 }

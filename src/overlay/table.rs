@@ -110,8 +110,8 @@ impl Table {
         self.inner.lock().nodes.iter().find(|node| holds(node)).map(|node| node.id)
     }
 
-    /// The node of a key, made if there is none that `fits`, with one more lookup counted. It gets
-    /// the number that is wanted for it, unless another has that.
+    /// The node of a key, made if there is none that `fits`, with one more lookup counted. It gets the number
+    /// that is wanted for it, unless another has that.
     pub fn intern(
         &self,
         (key, id): (Key, Option<NodeId>),

@@ -11,7 +11,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use super::node::{LayerIndex, LowerDir, Node, UPPER, known};
-use super::resolve::exists;
 use super::superblock::Overlay;
 use super::xattr::Mark;
 use crate::errno::{Errno, Result};
@@ -226,5 +225,13 @@ fn holds_wh_names(dir: BorrowedFd<'_>) -> Result<bool> {
         // Not readable: whether a certain whiteout is there can still be asked for by name.
         Err(Errno::EACCES) => Ok(true),
         result => result.map(|()| found),
+    }
+}
+
+pub(super) fn exists(at: At<'_>) -> Result<bool> {
+    match sys::stat(at) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 pub const PLYFS: &str = env!("CARGO_BIN_EXE_plyfs");
@@ -62,6 +64,19 @@ pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
 
 pub fn kill(pid: u32, signal: &str) {
     Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).output().unwrap();
+}
+
+/// A hold on a process: however its number is used later, this one is meant.
+pub fn process(pid: u32) -> OwnedFd {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+}
+
+/// Whether a process has ended within [`SOON`], with all its threads and everything that it had open. Its command line, by
+/// which [`Place::daemon`] knows it, is gone before that.
+pub fn has_ended(process: &OwnedFd) -> bool {
+    let timeout = Timespec { tv_sec: SOON.as_secs().try_into().unwrap(), tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)).unwrap() == 1
 }
 
 pub fn said(output: &Output) -> String {

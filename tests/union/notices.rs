@@ -39,6 +39,8 @@ fn watched(layers: &Layers) -> (Arc<Overlay>, Told) {
     let overlay = Arc::new(Overlay::new(&layers.config).unwrap());
     let told = Told::default();
     overlay.watch(told.clone()).unwrap();
+    // They are the user's, and other programs of the user may have them all at this moment.
+    assert!(overlay.held().watch_budget > 0, "no inotify instance is to be had (fs.inotify.max_user_instances)");
     (overlay, told)
 }
 
@@ -129,5 +131,6 @@ fn a_large_directory_is_watched_once_something_in_it_is_asked_for() {
     assert_eq!(u.held().watches, before + 1);
     assert_eq!(look("large").lasting, Lasting::Both);
     fs::write(layers.lower(1, "large/none"), "").unwrap();
-    assert!(eventually(Duration::from_secs(5), || told.has(large.id, "none")));
+    let told_soon = eventually(Duration::from_secs(5), || told.has(large.id, "none"));
+    assert!(told_soon, "told: {:?}; held: {:?}", told.0.lock(), u.held());
 }

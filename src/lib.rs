@@ -21,8 +21,8 @@
 //! - [`errno`]: the one error type of a request.
 //! - [`sys`]: every system call, and the only unsafe code. A descriptor and a name, never a path; no symlink is followed.
 //! - [`overlay`]: the union. A library that knows no FUSE; each file answers to the kernel's file of a like name.
-//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`, of opens `passthrough`, of
-//!   what is read `data`, of names `listing`), the threads (`server`, `worker`), what stands around each request (`boundary`),
+//! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`; of names `names` and `listing`,
+//!   of attributes `attributes`, of what is read `data`, of opens `passthrough`), the threads (`server`, `worker`), what stands around each request (`boundary`),
 //!   mounting and the mount's life (`mount`, `session`), notices (`notices`). fuser does the handshake and the notices.
 //! - [`cli`]: the options as typed and as meant, and the daemon.
 //!

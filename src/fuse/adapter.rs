@@ -1,19 +1,18 @@
 //! From a request to an operation of the union, and from its result to a reply: translate, call, encode.
 //!
+//! Which request goes where; what they are about is for others: `names`, `listing`, `attributes`, `data`, `passthrough`.
 //! Knows no device and no threads; whoever brings requests (the server's loop, another transport, a test) calls
 //! [`Adapter::answer`]. Must never: decide what the union shows.
 
-use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use super::data::Channel;
 use super::listing::Appetite;
 use super::passthrough::Passthrough;
-use super::wire::{self, Header, Reader, Writer, opcode};
+use super::wire::{Header, Reader, Writer, opcode};
 use crate::errno::{Errno, Result};
-use crate::overlay::{Caller, Entry, Lasting, NodeId, Overlay, Privileges, Rename, SetAttr};
-use crate::sys::{self, SetTime, Time};
+use crate::overlay::{Caller, Lasting, NodeId, Overlay, Privileges};
 
 /// For how long the kernel may believe what it was told.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +67,8 @@ pub enum Xattrs {
 pub struct Adapter {
     pub(super) overlay: Arc<Overlay>,
     pub(super) policy: Policy,
-    xattrs: Xattrs,
-    long_setxattr: bool,
+    pub(super) xattrs: Xattrs,
+    pub(super) long_setxattr: bool,
     pub(super) appetite: Appetite,
     /// The open files, where the kernel may read and write the real ones itself.
     pub(super) passthrough: Option<Passthrough>,
@@ -101,22 +100,9 @@ pub struct Buffers {
     pub entered: Vec<NodeId>,
 }
 
-const SETATTR_MODE: u32 = 1;
-const SETATTR_UID: u32 = 1 << 1;
-const SETATTR_GID: u32 = 1 << 2;
-const SETATTR_SIZE: u32 = 1 << 3;
-const SETATTR_ATIME: u32 = 1 << 4;
-const SETATTR_MTIME: u32 = 1 << 5;
-const SETATTR_ATIME_NOW: u32 = 1 << 7;
-const SETATTR_HANDLE: u32 = 1 << 6;
-const SETATTR_MTIME_NOW: u32 = 1 << 8;
-const SETATTR_LOCK_OWNER: u32 = 1 << 9;
-const SETATTR_CTIME: u32 = 1 << 10;
-const SETATTR_KILL_SUIDGID: u32 = 1 << 11;
 const WRITE_CACHE: u32 = 1;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 const FSYNC_DATA_ONLY: u32 = 1;
-const SETXATTR_ACL_KILL_SGID: u32 = 1;
 
 impl Adapter {
     /// An adapter for a union.
@@ -212,145 +198,6 @@ impl Adapter {
         }
     }
 
-    fn lookup(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        if self.overlay.exports() {
-            // For a handle: what has this number, or the directory above it.
-            match Reader(body.0).text()?.as_encoded_bytes() {
-                b"." => return self.overlay.lookup_self(header.node).map(|entry| self.entry(&entry, buffers)),
-                b".." => return self.overlay.lookup_parent(header.node).map(|entry| self.entry(&entry, buffers)),
-                _ => {}
-            }
-        }
-        let name = body.name()?;
-        self.appetite.looked_up(header.node, name);
-        match self.overlay.lookup(&caller(header, 0), header.node, name) {
-            Ok(entry) => Ok(self.entry(&entry, buffers)),
-            Err(Errno::ENOENT) => {
-                let lasting = self.overlay.absence_lasts(header.node);
-                let lifetime = self.policy.names(if lasting { Lasting::Both } else { Lasting::Neither });
-                if lifetime.is_zero() {
-                    return Err(Errno::ENOENT);
-                }
-                buffers.out.put_entry(0, &wire::no_attr(), lifetime, Duration::ZERO);
-                Ok(Answer::Out)
-            }
-            Err(errno) => Err(errno),
-        }
-    }
-
-    /// What a LOOKUP that failed is answered with. If the kernel knows the name, it asks whether that still holds, and takes any
-    /// error but `ENOMEM` and `EINTR` for a no: what is mounted on the object, or below it, would go. That the server has no
-    /// descriptors left, or that a layer does not answer, is no such no.
-    pub(super) fn unknown(&self, header: &Header, body: &[u8], errno: Errno) -> Errno {
-        match errno {
-            Errno::EMFILE | Errno::ENFILE => Errno::ENOMEM,
-            Errno::EIO | Errno::ENOTCONN
-                if Reader(body).name().is_ok_and(|name| self.overlay.is_known_as(header.node, name)) =>
-            {
-                Errno::ENOMEM
-            }
-            errno => errno,
-        }
-    }
-
-    pub(super) fn entry(&self, entry: &Entry, buffers: &mut Buffers) -> Answer {
-        let (names, attributes) = (self.policy.names(entry.lasting), self.policy.attributes(entry.lasting));
-        buffers.out.put_entry(entry.id, &entry.attr, names, attributes);
-        buffers.entered.push(entry.id);
-        Answer::Out
-    }
-
-    fn batch_forget(&self, body: &mut Reader<'_>) -> Result<Answer> {
-        let (count, _) = (body.u32()?, body.u32()?);
-        for _ in 0..count {
-            self.overlay.forget(body.u64()?, body.u64()?);
-        }
-        Ok(Answer::None)
-    }
-
-    /// The operations that make, remove or move names.
-    fn change_names(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        let parent = header.node;
-        let entry = match header.opcode {
-            opcode::MKNOD => {
-                let (mode, rdev, umask, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
-                let name = body.name()?;
-                self.overlay.mknod(&caller(header, umask), parent, name, mode, wire::decode_dev(rdev))?
-            }
-            opcode::MKDIR => {
-                let (mode, umask) = (body.u32()?, body.u32()?);
-                self.overlay.mkdir(&caller(header, umask), parent, body.name()?, mode)?
-            }
-            opcode::SYMLINK => {
-                let (name, target) = (body.name()?, body.text()?);
-                self.overlay.symlink(&caller(header, 0), parent, name, target)?
-            }
-            opcode::LINK => {
-                let node = body.u64()?;
-                self.overlay.link(&caller(header, 0), node, parent, body.name()?)?
-            }
-            opcode::TMPFILE => {
-                let (flags, mode, umask) = (body.u32()?, body.u32()?, body.u32()?);
-                let entry = self.overlay.tmpfile(&caller(header, umask), parent, mode)?;
-                return self.entry_open(entry, flags, buffers);
-            }
-            opcode::UNLINK => {
-                self.overlay.unlink(&caller(header, 0), parent, body.name()?)?;
-                return Ok(Answer::Out);
-            }
-            opcode::RMDIR => {
-                self.overlay.rmdir(&caller(header, 0), parent, body.name()?)?;
-                return Ok(Answer::Out);
-            }
-            opcode::RENAME | opcode::RENAME2 => {
-                let new_parent = body.u64()?;
-                let flags = if header.opcode == opcode::RENAME2 { (body.u32()?, body.u32()?).0 } else { 0 };
-                let how = match flags {
-                    0 => Rename::Replace,
-                    libc::RENAME_NOREPLACE => Rename::NoReplace,
-                    libc::RENAME_EXCHANGE => Rename::Exchange,
-                    _ => return Err(Errno::EINVAL),
-                };
-                let (old, new) = (body.name()?, body.name()?);
-                self.overlay.rename(&caller(header, 0), (parent, old), (new_parent, new), how)?;
-                return Ok(Answer::Out);
-            }
-            _ => return Err(Errno::ENOSYS),
-        };
-        Ok(self.entry(&entry, buffers))
-    }
-
-    fn setattr(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        let valid = body.u32()?;
-        let (_padding, _handle) = (body.u32()?, body.u64()?);
-        let size = body.u64()?;
-        let _lock_owner = body.u64()?;
-        let (atime, mtime, _ctime) = (body.u64()?, body.u64()?, body.u64()?);
-        let (atime_nsec, mtime_nsec, _ctime_nsec) = (body.u32()?, body.u32()?, body.u32()?);
-        let mode = body.u32()?;
-        let _unused = body.u32()?;
-        let (uid, gid) = (body.u32()?, body.u32()?);
-        let has = |flag| valid & flag != 0;
-        let time = |set, now, sec: u64, nsec| match (has(set), has(now)) {
-            (false, _) => SetTime::Omit,
-            (true, true) => SetTime::Now,
-            (true, false) => SetTime::At(Time { sec: sec.cast_signed(), nsec }),
-        };
-        let set = SetAttr {
-            mode: has(SETATTR_MODE).then_some(mode),
-            uid: has(SETATTR_UID).then_some(uid),
-            gid: has(SETATTR_GID).then_some(gid),
-            size: has(SETATTR_SIZE).then_some(size),
-            atime: time(SETATTR_ATIME, SETATTR_ATIME_NOW, atime, atime_nsec),
-            mtime: time(SETATTR_MTIME, SETATTR_MTIME_NOW, mtime, mtime_nsec),
-            privileges: privileges(header, has(SETATTR_KILL_SUIDGID)),
-            from_cache: valid & !(SETATTR_HANDLE | SETATTR_LOCK_OWNER) == SETATTR_MTIME | SETATTR_CTIME,
-        };
-        let (attr, lasting) = self.overlay.setattr(&caller(header, 0), header.node, &set)?;
-        buffers.out.put_attr_out(&attr, self.policy.attributes(lasting));
-        Ok(Answer::Out)
-    }
-
     fn write(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
         let (_handle, offset, size, flags) = (body.u64()?, body.u64()?, body.u32()? as usize, body.u32()?);
         let (_lock_owner, _open_flags, _padding) = (body.u64()?, body.u32()?, body.u32()?);
@@ -363,70 +210,6 @@ impl Adapter {
         buffers.out.put_u32(u32::try_from(written).unwrap_or(u32::MAX));
         buffers.out.put_u32(0);
         Ok(Answer::Out)
-    }
-
-    fn statfs(&self, buffers: &mut Buffers) -> Result<Answer> {
-        let fs = self.overlay.statfs()?;
-        for value in [fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree] {
-            buffers.out.put_u64(value);
-        }
-        for value in [fs.bsize, fs.namelen, fs.frsize, 0] {
-            buffers.out.put_u32(value);
-        }
-        buffers.out.resize(80, 0);
-        Ok(Answer::Out)
-    }
-
-    fn xattr(&self, header: &Header, body: &mut Reader<'_>, buffers: &mut Buffers) -> Result<Answer> {
-        let node = header.node;
-        if self.xattrs == Xattrs::Nothing {
-            return Err(Errno::ENOSYS);
-        }
-        match header.opcode {
-            opcode::SETXATTR => {
-                let (size, flags) = (body.u32()? as usize, body.u32()?.cast_signed());
-                let extra = if self.long_setxattr { (body.u32()?, body.u32()?).0 } else { 0 };
-                let name = self.offered(body.text()?)?;
-                self.overlay.setxattr(node, name, body.bytes(size)?, flags)?;
-                if extra & SETXATTR_ACL_KILL_SGID != 0 && name == sys::ACL_ACCESS {
-                    self.overlay.clear_sgid(node)?;
-                }
-                return Ok(Answer::Out);
-            }
-            opcode::REMOVEXATTR => {
-                self.overlay.removexattr(&caller(header, 0), node, self.offered(body.text()?)?)?;
-                return Ok(Answer::Out);
-            }
-            _ => {}
-        }
-        let (size, _padding) = (body.u32()? as usize, body.u32()?);
-        let value = match header.opcode {
-            opcode::GETXATTR => self.overlay.getxattr(node, self.offered(body.text()?)?)?,
-            _ => self.offered_names(self.overlay.listxattr(&caller(header, 0), node)?),
-        };
-        if size == 0 {
-            buffers.out.put_u32(u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?);
-            buffers.out.put_u32(0);
-        } else if value.len() > size {
-            return Err(Errno::ERANGE);
-        } else {
-            buffers.out.extend_from_slice(&value);
-        }
-        Ok(Answer::Out)
-    }
-
-    /// The name of an attribute, if there can be such. `ENOTSUP` as of a file system without access control lists.
-    fn offered<'a>(&self, name: &'a OsStr) -> Result<&'a OsStr> {
-        let acl = name == sys::ACL_ACCESS || name == sys::ACL_DEFAULT;
-        if acl && self.xattrs != Xattrs::All { Err(Errno::ENOTSUP) } else { Ok(name) }
-    }
-
-    fn offered_names(&self, names: Vec<u8>) -> Vec<u8> {
-        if self.xattrs == Xattrs::All {
-            return names;
-        }
-        let names = names.split_inclusive(|byte| *byte == 0);
-        names.filter(|name| !name.starts_with(b"system.posix_acl_")).flatten().copied().collect()
     }
 
     /// The operations on ranges of files, and on their flags.

@@ -1,6 +1,7 @@
 //! FUSE: the only importer of fuser.
 
 pub mod adapter;
+mod attributes;
 pub mod boundary;
 mod crew;
 mod data;
@@ -8,6 +9,7 @@ mod follow;
 mod fusermount;
 mod listing;
 pub mod mount;
+mod names;
 pub mod notices;
 pub mod passthrough;
 mod rings;

@@ -32,7 +32,7 @@
 //!
 //! ```text
 //!   LOOKUP dir, file   adapter.lookup -> overlay.lookup -> resolve: one statx a layer, from a cached directory
-//!                      descriptor, until something ends the search -> the node table gives the object its number
+//!                      descriptor, until something ends the search -> enter: the node table gives the object its number
 //!   OPEN               none: the first one was answered with ENOSYS, and the kernel never asks again
 //!   WRITE node         adapter.write -> file.write -> open_writer -> copy_up: dir, then file, each built in the work
 //!                      directory and published with one rename -> pwrite on the copy

@@ -12,6 +12,7 @@ mod complete;
 mod copy_up;
 mod counts;
 mod create;
+mod enter;
 mod events;
 mod export;
 mod file;

@@ -2,7 +2,11 @@
 //!
 //! Must never trust the bytes: a layer may have come from anywhere.
 
-use crate::sys::FileHandle;
+use std::sync::atomic::Ordering;
+
+use super::superblock::Overlay;
+use crate::errno::Errno;
+use crate::sys::{self, AsFd, At, FileHandle, Stat};
 
 const VERSION: u8 = 0;
 const MAGIC: u8 = 0xfb;
@@ -53,6 +57,43 @@ impl Origin {
             return None;
         }
         Some(Origin { uuid: *uuid, handle: FileHandle { kind: i32::from(*kind), bytes: bytes.to_vec() } })
+    }
+}
+
+impl Overlay {
+    /// The union's inode number of the file that an origin mark names, if a layer's file system can tell.
+    pub(super) fn origin_number(&self, mark: &[u8]) -> Option<u64> {
+        self.number_of_origin(&Origin::decode(mark)?, None)
+    }
+
+    /// The same. Where one handle could be opened others can, so that of an object that is at hand needs no opening, and
+    /// where one was refused all are.
+    pub(super) fn number_of_origin(&self, origin: &Origin, of: Option<&Stat>) -> Option<u64> {
+        const REFUSED: u8 = 1;
+        const OPENED: u8 = 2;
+        let layer = self
+            .layers
+            .lowers
+            .iter()
+            .find(|layer| self.layers.filesystems.get(layer.fs).is_some_and(|fs| fs.uuid == origin.uuid))?;
+        let fs = self.layers.filesystems.get(layer.fs)?;
+        let ino = match (fs.handles.load(Ordering::Relaxed), of.filter(|stat| stat.dev == fs.dev)) {
+            (OPENED, Some(stat)) => stat.ino,
+            (REFUSED, _) => inode_of(&origin.handle, fs.magic)?,
+            _ => match sys::open_handle(layer.root.as_fd(), &origin.handle) {
+                Ok(fd) => {
+                    fs.handles.store(OPENED, Ordering::Relaxed);
+                    sys::stat(At::Fd(fd.as_fd())).ok()?.ino
+                }
+                // Not for the unprivileged: read the number from the handle.
+                Err(Errno::EPERM) => {
+                    fs.handles.store(REFUSED, Ordering::Relaxed);
+                    inode_of(&origin.handle, fs.magic)?
+                }
+                Err(_) => return None,
+            },
+        };
+        self.numbers.persistent(&self.layers, fs.dev, ino)
     }
 }
 

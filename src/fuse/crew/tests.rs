@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::turns::{Crew, FIRST_PAUSE, Handed, NONE, Post, Reason, Turn, WORTH_IT};
+use super::turns::{Crew, FIRST_PAUSE, Handed, NONE, Post, Reason, STARVED_PAUSE, Turn, WORTH_IT};
 
 const CALLER: u32 = 1000;
 
@@ -135,6 +135,34 @@ fn rides_that_end_soon_keep_away_the_next() {
     crew.state.lock().began -= WORTH_IT;
     crew.end_ride(Reason::Crowd);
     assert_eq!(crew.state.lock().pause, FIRST_PAUSE);
+}
+
+#[test]
+fn what_others_had_better_answer_keeps_no_ride_away() {
+    let crew = riding();
+    for _ in 0..3 {
+        crew.end_ride(Reason::Long);
+        let mut state = crew.state.lock();
+        assert_eq!(state.pause, FIRST_PAUSE);
+        state.not_before = Instant::now();
+        drop(state);
+        crew.offer(CALLER);
+        assert_ne!(crew.ride(), NONE);
+    }
+}
+
+#[test]
+fn a_rider_that_starves_again_and_again_stays_away_longer_if_it_was_of_no_use() {
+    let crew = riding();
+    for (lasted, pause) in [(0, 1), (0, 8), (0, 40), (1, 1), (0, 8)] {
+        crew.state.lock().began -= STARVED_PAUSE * lasted;
+        crew.end_ride(Reason::Starved);
+        let mut state = crew.state.lock();
+        assert_eq!(state.pause, STARVED_PAUSE * pause);
+        state.not_before = Instant::now();
+        drop(state);
+        crew.offer(CALLER);
+    }
 }
 
 #[test]

@@ -13,8 +13,9 @@ pub(super) const WORTH_IT: Duration = Duration::from_millis(50);
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
-/// The least pause after others left the rider no processor: they are likely to go on.
-const STARVED_PAUSE: Duration = Duration::from_millis(100);
+/// The least pause after others left the rider no processor: they are likely to go on. A ride that was as long as this paid
+/// for some ticks of waiting, and the next comes no later than this.
+pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A request that its reader leaves to another thread, with the queue that its reply has to go through.
 #[derive(Debug)]
@@ -86,9 +87,11 @@ pub(super) enum Turn {
 /// Why a ride ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// Others call, or data is moved in large pieces.
+    /// Others call.
     Crowd,
-    /// A request takes long.
+    /// A request takes long, or a large file is read: others answer that.
+    Long,
+    /// The rider does not get on with a request.
     Stuck,
     /// The rider gets no processor.
     Starved,
@@ -344,7 +347,8 @@ impl Crew {
         let now = Instant::now();
         let lasted = now.duration_since(state.began);
         state.pause = match reason {
-            Reason::Idle => FIRST_PAUSE,
+            Reason::Idle | Reason::Long => FIRST_PAUSE,
+            Reason::Starved if lasted >= STARVED_PAUSE => STARVED_PAUSE,
             Reason::Starved => (state.pause * 8).clamp(STARVED_PAUSE, LONGEST_PAUSE),
             _ if lasted >= WORTH_IT => FIRST_PAUSE,
             _ => (state.pause * 2).min(LONGEST_PAUSE),
@@ -363,7 +367,7 @@ impl Crew {
         if waiting {
             state.handed.push_back(request());
         }
-        self.end(&mut state, Reason::Crowd);
+        self.end(&mut state, Reason::Long);
         waiting
     }
 

@@ -14,7 +14,8 @@
 //! thread of policy `SCHED_IDLE`, as the rider is, gains nothing here.
 //!
 //! Requests without a reply (FORGET) come as ever, so the ordinary threads are there, too; and they go on alone where the
-//! kernel turns out not to take the rings. Whoever runs the machine has to allow them (`fuse.enable_uring`), and whoever mounts
+//! kernel turns out not to take the rings, or where none can be made when it comes to that (no descriptors, no memory): the
+//! kernel, which would wait for them, is then given one to refuse. Whoever runs the machine has to allow them (`fuse.enable_uring`), and whoever mounts
 //! has to ask.
 //!
 //! Requests that wait when a spare thread comes are handed out only after a reply from their queue: the spare one makes for
@@ -28,11 +29,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::server::MAX_DATA;
-use super::sync;
+use super::sync::{self, Mutex};
 use super::worker::Worker;
 use crate::errno::{Errno, Result};
 use crate::sys::cpu::Processors;
-use crate::sys::uring::{self, Ring};
+use crate::sys::uring::{self, Refusal, Ring};
 
 pub(super) use queue::{EACH, Queue, Shortage};
 
@@ -46,6 +47,8 @@ pub(super) struct Rings {
     shared: Arc<Shortage>,
     /// Whether it was said that the kernel refuses a place.
     refused: AtomicBool,
+    /// What is left where no place can be had: to make the kernel refuse one.
+    last_resort: Mutex<Refusal>,
 }
 
 impl Rings {
@@ -57,11 +60,12 @@ impl Rings {
         let (processors, count) = (Processors::allowed()?, uring::queues()?);
         // Once the kernel was asked for rings it holds back all requests until it has them, or has refused one itself.
         Ring::new(&[0], MAX_DATA as usize)?.can_be_entered()?;
+        let last_resort = Mutex::new(Refusal::new()?);
         let shared = Arc::new(Shortage::new());
         let (own, others): (Vec<u16>, Vec<u16>) = (0..count).partition(|n| processors.only(usize::from(*n)).is_some());
         let queue = |number| Arc::new(Queue::new(number, shared.clone()));
         let queues = own.into_iter().map(queue).collect();
-        Ok(Rings { queues, others, processors, shared, refused: AtomicBool::new(false) })
+        Ok(Rings { queues, others, processors, shared, refused: AtomicBool::new(false), last_resort })
     }
 
     /// For whom threads are to be started: each queue as often as it has threads from the start.
@@ -77,7 +81,7 @@ impl Rings {
             processor.keep_to().unwrap_or_else(|errno| log::debug!("queue {}: {errno}", queue.number()));
         }
         let made = Ring::new(&[queue.number()], MAX_DATA as usize);
-        self.end(queue, made.and_then(|mut ring| worker.circle(&mut ring, queue)));
+        self.end(queue, worker, made.and_then(|mut ring| worker.circle(&mut ring, queue)));
     }
 
     /// The life of the thread that stands by for all other queues.
@@ -87,19 +91,29 @@ impl Rings {
         }
         let any = Queue::never_short(self.shared.clone());
         let made = Ring::new(&self.others, MAX_DATA as usize);
-        self.end(&any, made.and_then(|mut ring| worker.circle(&mut ring, &any)));
+        self.end(&any, worker, made.and_then(|mut ring| worker.circle(&mut ring, &any)));
     }
 
     /// A thread of this queue ends.
-    fn end(&self, queue: &Queue, result: Result<()>) {
+    fn end(&self, queue: &Queue, worker: &Worker<'_>, result: Result<()>) {
         match result {
             Ok(()) | Err(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ECANCELED) => {}
             Err(errno) => {
                 let level =
                     if self.refused.swap(true, Ordering::Relaxed) { log::Level::Debug } else { log::Level::Warn };
                 log::log!(level, "requests do not come through a ring: {errno}");
-                queue.leave();
+                if queue.leave() {
+                    self.give_up(worker);
+                }
             }
+        }
+    }
+
+    /// The kernel would wait for a place that nobody can offer, and all callers with it.
+    fn give_up(&self, worker: &Worker<'_>) {
+        match self.last_resort.lock().provoke(worker.device().clone()) {
+            Ok(()) => log::debug!("requests are read as ever"),
+            Err(errno) => log::error!("the kernel waits for a ring that cannot be made: {errno}"),
         }
     }
 

@@ -117,10 +117,16 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// The connection.
+    pub(super) fn device(&self) -> &Arc<OwnedFd> {
+        &self.device
+    }
+
     /// The life of a thread that gets its requests through a ring. Ends with the connection, or at once where the kernel
     /// takes no ring.
     pub(super) fn circle(&self, ring: &mut Ring, queue: &Queue) -> Result<()> {
         ring.register(self.device.clone())?;
+        queue.offer();
         if let Some(number) = queue.stirs() {
             self.stir(number);
         }

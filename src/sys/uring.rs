@@ -124,7 +124,11 @@ impl Ring {
     /// # Errors
     /// `EPERM` or `ENOSYS` where `io_uring` is switched off, `EINVAL` where it is too old (before Linux 6.1), `ENOMEM`.
     pub fn new(queues: &[u16], most: usize) -> Result<Ring> {
-        let flags = IoringSetupFlags::SQE128 | IoringSetupFlags::SINGLE_ISSUER | IoringSetupFlags::DEFER_TASKRUN;
+        Ring::with(IoringSetupFlags::SINGLE_ISSUER | IoringSetupFlags::DEFER_TASKRUN, queues, most)
+    }
+
+    fn with(flags: IoringSetupFlags, queues: &[u16], most: usize) -> Result<Ring> {
+        let flags = flags | IoringSetupFlags::SQE128;
         let mut params = io_uring_params::default();
         params.flags = flags;
         let count = u32::try_from(queues.len()).map_err(|_| Errno::EINVAL)?.next_power_of_two();
@@ -301,6 +305,37 @@ impl Ring {
         };
         head.store(next.wrapping_add(1), Ordering::Release);
         Ok(Some((usize::try_from(place).map_err(|_| Errno::EIO)?, result)))
+    }
+}
+
+/// What is left where a connection waits for a ring and none can be made: a place that it refuses. It then goes on with
+/// reading and writing.
+#[derive(Debug)]
+pub struct Refusal(Ring);
+
+// SAFETY: what it points to is its own memory, and the ring is not bound to the thread that made it.
+unsafe impl Send for Refusal {}
+
+impl Refusal {
+    /// A ring of which all threads may be the one, with a place in a queue that no machine has.
+    ///
+    /// # Errors
+    /// Those of [`Ring::new`].
+    pub fn new() -> Result<Refusal> {
+        Ring::with(IoringSetupFlags::empty(), &[u16::MAX], 0).map(Refusal)
+    }
+
+    /// Has a connection refuse the place.
+    ///
+    /// # Errors
+    /// Where that does not come about.
+    pub fn provoke(&mut self, device: Arc<OwnedFd>) -> Result<()> {
+        self.0.register(device)?;
+        match self.0.wait() {
+            Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(errno),
+            Ok(_) => Err(Errno::EIO),
+        }
     }
 }
 

@@ -77,7 +77,9 @@ fn mount(sent: [(usize, usize); 2], refused: usize) {
             assert!(begun[usize::from(queue.number())] <= MOST, "there are more threads than there may be");
             queue.join();
             if begun[usize::from(queue.number())] as usize <= refused {
-                return queue.leave();
+                // Whether the kernel has to be told that it waits for nothing: once, when all of the first have gone.
+                assert_eq!(queue.leave(), begun[usize::from(queue.number())] == EACH);
+                return;
             }
             threads.lock().push(thread::spawn(move || kernel.serve(&queue)));
         }

@@ -5,13 +5,15 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use super::daemon::ran;
 use super::staying_up::mount_over_a_layer_that_does_not_answer;
-use super::support::{Layers, Union, eventually, exists, names, read, runs, write};
+use super::support::{Layers, PLYFS, Union, eventually, exists, have, names, read, run, runs, write};
 use crate::{need, plyfs_only};
 
 /// Whether this kernel's FUSE takes rings from those that ask for it. It is asked when a mount begins, and never again.
@@ -19,13 +21,24 @@ const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// Mounts with the machine's permission given or taken for just this moment; other mounts do not ask for rings.
 pub fn mount(layers: Layers, options: &str, target: &Path, allowed: &str) -> Union {
+    allowing(allowed, || layers.mount_with(&format!("{options},io_uring"), target))
+}
+
+fn allowing<T>(allowed: &str, what: impl FnOnce() -> T) -> T {
     let lock = File::open(PARAMETER).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
-    let before = read(PARAMETER);
+    let _before = Before(read(PARAMETER));
     write(PARAMETER, allowed);
-    let union = layers.mount_with(&format!("{options},io_uring"), target);
-    write(PARAMETER, before.trim());
-    union
+    what()
+}
+
+/// Puts the parameter back, also after a panic.
+struct Before(String);
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        write(PARAMETER, self.0.trim());
+    }
 }
 
 pub fn can_allow() -> bool {
@@ -75,7 +88,7 @@ fn requests_come_through_rings_where_the_machine_allows_it() {
     });
     let behind = union.lower("d/behind");
     write(behind, "");
-    assert!(eventually(std::time::Duration::from_secs(5), || exists(union.merged("d/behind"))));
+    assert!(eventually(Duration::from_secs(5), || exists(union.merged("d/behind"))));
     assert!(through() > before, "the rings were not used");
     let daemon = union.daemon();
     union.unmount();
@@ -110,4 +123,59 @@ fn without_the_machines_permission_requests_are_read_as_ever() {
     assert_eq!(read(union.merged("f")), "1");
     need!(can_allow(), "whether the machine allows rings is not known");
     assert_eq!(ran(union.daemon(), "plyfs-ring"), None);
+}
+
+/// A server in front of a mount, and both gone after it.
+struct InFront<'a>(Child, &'a Path);
+
+impl InFront<'_> {
+    fn is_mounted(&self) -> bool {
+        read("/proc/self/mounts").lines().any(|line| line.split(' ').nth(1) == self.1.to_str())
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for InFront<'_> {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        if self.is_mounted() {
+            run("umount", &["-l", self.1.to_str().unwrap()]);
+        }
+    }
+}
+
+#[test]
+fn without_descriptors_for_rings_requests_are_read_as_ever() {
+    plyfs_only!();
+    need!(can_allow() && have("prlimit"), "fuse.enable_uring cannot be set here, or no prlimit (util-linux)");
+    let layers = Layers::new(1);
+    let (merged, log) = (layers.root().canonicalize().unwrap().join("merged"), layers.root().join("log"));
+    let (limit, soon) = (|most: u32| format!("--nofile={most}:{most}"), Duration::from_secs(10));
+    let mut without_rings = 0;
+    // One ring is tried before the kernel is asked for them; with some of these limits there cannot be one after it.
+    for most in 10..=24 {
+        allowing("Y", || {
+            let mut command = Command::new("prlimit");
+            command.args([&limit(most), PLYFS, "-f", "-o", &format!("{},io_uring,threads=2", layers.options())]);
+            command.arg(&merged).current_dir(layers.root()).stderr(File::create(&log).unwrap());
+            let mut server = InFront(command.spawn().unwrap(), &merged);
+            assert!(
+                eventually(soon, || server.is_mounted() || server.has_ended()),
+                "{most}: neither mounted nor refused"
+            );
+            if server.is_mounted() {
+                // Not by this thread: where the kernel waits for a ring, who asks for something waits with it. And nothing
+                // for which the server needs a descriptor.
+                run("timeout", &["-s", "KILL", "10", "stat", "-f", merged.to_str().unwrap()]);
+                without_rings += usize::from(read(&log).contains("requests do not come through a ring"));
+                run("umount", &[merged.to_str().unwrap()]);
+            }
+            assert!(eventually(soon, || server.has_ended()), "it stays with {most} descriptors");
+        });
+    }
+    assert!(without_rings > 0, "there were always enough descriptors");
 }

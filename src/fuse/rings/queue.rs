@@ -21,6 +21,8 @@ pub struct Queue {
     threads: AtomicU32,
     idle: AtomicU32,
     answered: AtomicU64,
+    /// How many of its first threads may still offer the kernel a place, for as long as none has.
+    hopes: AtomicU32,
     shared: Arc<Shortage>,
 }
 
@@ -37,13 +39,14 @@ impl Queue {
     /// A queue without threads.
     pub fn new(number: u16, shared: Arc<Shortage>) -> Queue {
         let zero = || AtomicU32::new(0);
-        Queue { number, threads: zero(), idle: zero(), answered: AtomicU64::new(0), shared }
+        let (answered, hopes) = (AtomicU64::new(0), AtomicU32::new(EACH));
+        Queue { number, threads: zero(), idle: zero(), answered, hopes, shared }
     }
 
     /// A queue that always has a thread to spare: the one of all processors without callers.
     pub fn never_short(shared: Arc<Shortage>) -> Queue {
-        let (threads, idle) = (AtomicU32::new(EACH), AtomicU32::new(MOST));
-        Queue { number: 0, threads, idle, answered: AtomicU64::new(0), shared }
+        let (threads, idle, hopes) = (AtomicU32::new(EACH), AtomicU32::new(MOST), AtomicU32::new(1));
+        Queue { number: 0, threads, idle, answered: AtomicU64::new(0), hopes, shared }
     }
 
     /// Its processor's number.
@@ -55,6 +58,11 @@ impl Queue {
     pub fn join(&self) {
         self.threads.fetch_add(1, Ordering::Relaxed);
         self.idle.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A thread has offered a place; the kernel takes it, or is the one that refuses.
+    pub fn offer(&self) {
+        self.hopes.store(0, Ordering::Relaxed);
     }
 
     /// A thread has got a request.
@@ -71,10 +79,12 @@ impl Queue {
         self.idle.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An idle thread is no more: the kernel has refused its place. It counts as one of the most that there may be, so that
-    /// others are tried, but not for ever.
-    pub fn leave(&self) {
+    /// An idle thread is no more: there was no place, or the kernel has refused it. It counts as one of the most that there
+    /// may be, so that others are tried, but not for ever. True if the kernel has not heard of this queue, and would wait
+    /// for it: this was the last of the threads that the queue began with.
+    pub fn leave(&self) -> bool {
         self.take();
+        self.hopes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hopes| hopes.checked_sub(1)) == Ok(1)
     }
 
     /// For a spare thread, which comes when requests wait already: a number for a message that gets them going. None of the

@@ -3,24 +3,25 @@
 //! Must never: be called by a thread that serves a request, or holds a lock of the table in `lib.rs`.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::node::{LayerIndex, Nameless, Node, Place, RealId, UPPER};
+use super::own_change::Whose;
 use super::superblock::Overlay;
 use super::table::Key;
 use super::watch::{Listener, Watcher};
 use crate::errno::Result;
-use crate::sys::{self, AsFd, At, Happening, Stat, WatchId};
+use crate::sys::{self, AsFd, At, Happening, Stat};
 
 impl Overlay {
     /// Tells what the events of one queue mean.
     pub(super) fn tell(&self, listener: &dyn Listener, watcher: &Watcher, layer: LayerIndex) -> Result<()> {
-        let mut events: HashSet<(WatchId, Happening, Option<OsString>)> = HashSet::new();
-        let mut lost = false;
         let Some(queue) = watcher.queue(layer) else { return Ok(()) };
+        let mut events = if layer == UPPER { watcher.take_open() } else { HashSet::new() };
+        let mut lost = false;
         queue.drain(|watch, what, name| {
             lost |= what == Happening::Overflow;
             events.insert((watch, what, name.map(OsStr::to_owned)));
@@ -34,7 +35,12 @@ impl Overlay {
                 let Some(node) = self.table.get(id) else { continue };
                 match (what, &name) {
                     (Happening::Name, Some(name)) => self.name_happened(listener, watcher, &node, layer, name),
-                    (Happening::Change, Some(name)) => self.object_happened(listener, &node, layer, name),
+                    (Happening::Change, Some(name)) => {
+                        let whose = self.object_happened(listener, &node, layer, name);
+                        if whose == Whose::Open {
+                            watcher.leave_open((watch, what, Some(name.clone())));
+                        }
+                    }
                     (Happening::Change, None) => self.directory_happened(listener, &node, layer),
                     (Happening::Ended, _) => {
                         self.foreign_changes.end();
@@ -97,28 +103,28 @@ impl Overlay {
         }
     }
 
-    /// The object of a name changed in a layer.
-    fn object_happened(&self, listener: &dyn Listener, dir: &Arc<Node>, layer: LayerIndex, name: &OsStr) {
-        let Ok(fd) = self.dir_fd(dir, layer) else { return };
+    /// The object of a name changed in a layer. Says whose doing that was: an event of which that is open is looked at again.
+    fn object_happened(&self, listener: &dyn Listener, dir: &Arc<Node>, layer: LayerIndex, name: &OsStr) -> Whose {
+        let Ok(fd) = self.dir_fd(dir, layer) else { return Whose::Others };
         let at = At::Name(fd.as_fd(), name);
-        let Some((stat, node, own)) = self.settled(dir, at, name) else { return };
+        let Some((stat, node, whose)) = self.settled(dir, at, name) else { return Whose::Others };
         let Some(node) = node else {
             if layer != UPPER && stat.is_dir() {
                 // A part of one, which may have become opaque; a node is known by the topmost.
                 self.foreign_changes.end();
                 self.ask_again(listener, dir, name);
             }
-            return;
+            return Whose::Others;
         };
         // Even if the last change was the union's own: it may have come right after one that was not.
         node.xattrs.forget();
-        if layer == UPPER && own {
-            return;
+        if layer == UPPER && whose != Whose::Others {
+            return whose;
         }
         if layer == UPPER && node.own_change.is_unheard() {
             // Its clients' own writes, as a rule: of the contents the kernel keeps nothing while they go past it.
             listener.attributes_changed(node.id);
-            return;
+            return Whose::Others;
         }
         self.foreign_changes.end();
         if node.state.read().layer == layer {
@@ -129,21 +135,23 @@ impl Overlay {
             // It may have become opaque.
             self.ask_again(listener, dir, name);
         }
+        Whose::Others
     }
 
-    /// What a name has in a layer, the node that stands for it, and whether its last change was the union's own: while no
-    /// request is under way that has changed the name and not said so yet.
-    fn settled(&self, dir: &Arc<Node>, at: At<'_>, name: &OsStr) -> Option<(Stat, Option<Arc<Node>>, bool)> {
+    /// What a name has in a layer, the node that stands for it, and whose doing its last change was: while no request is
+    /// under way that has changed the name and not said so yet.
+    fn settled(&self, dir: &Arc<Node>, at: At<'_>, name: &OsStr) -> Option<(Stat, Option<Arc<Node>>, Whose)> {
         let _down_the_tree = self.crossing.read();
         let _names = self.names(dir).ok()?.read();
         let stat = sys::stat(at).ok()?;
         let node =
             self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
-        let own = node.as_ref().is_some_and(|node| match node.dir {
-            Some(_) => self.is_as_noted(node, at),
-            None => node.own_change.is(&stat),
-        });
-        Some((stat, node, own))
+        let whose = match &node {
+            Some(node) if node.dir.is_some() && self.is_as_noted(node, at) => Whose::Own,
+            Some(node) if node.dir.is_none() => node.own_change.whose(|| sys::stat(at)).ok()?,
+            _ => Whose::Others,
+        };
+        Some((stat, node, whose))
     }
 
     /// Whether a directory's last change was the union's own. Whoever changes names in it holds them until that is noted.

@@ -186,6 +186,7 @@ impl Overlay {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
         let at = At::Fd(fd.as_fd());
+        let _until_noted = node.own_change.begin();
         let kept = match privileges {
             Privileges::KeepAll => super::xattr::value(at, "security.capability")?,
             _ => None,
@@ -248,6 +249,7 @@ impl Overlay {
     pub fn fallocate(&self, id: NodeId, mode: i32, offset: u64, length: u64, privileges: Privileges) -> Result<()> {
         let node = self.file(id)?;
         let fd = self.open_writer(&node)?;
+        let _until_noted = node.own_change.begin();
         // Whether or not there is space then, as the kernel does it.
         if let Privileges::Kill(caller) = privileges {
             self.kill_privileges(&caller, &node, At::Fd(fd.as_fd()))?;
@@ -277,6 +279,7 @@ impl Overlay {
         let to_file = self.open_writer(&target)?;
         // After the target: if both are one file, it has been copied up by now.
         let source = self.open_reader(&source)?;
+        let _until_noted = target.own_change.begin();
         if let Privileges::Kill(caller) = privileges {
             self.kill_privileges(&caller, &target, At::Fd(to_file.as_fd()))?;
         }

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -34,7 +34,29 @@ pub(super) struct OwnChange {
     last: AtomicU64,
     /// The round of events in which the last change came that raises one ([`Rounds`]); what comes of names leaves it.
     round: AtomicU32,
+    /// How many requests change its data at this moment, and have not noted what they left.
+    under_way: AtomicU16,
     flags: AtomicU8,
+}
+
+/// The data of an object changes for as long as this is there.
+#[derive(Debug)]
+pub(super) struct UnderWay<'a>(&'a OwnChange);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Whose doing an object's last change was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    Own,
+    /// The union changes it right now, and has not said yet what that left.
+    Open,
+    /// Not the union's, as far as it knows.
+    Others,
 }
 
 /// Counts how often all events of the upper that had come were looked at.
@@ -121,6 +143,26 @@ impl OwnChange {
 
     pub fn is(&self, stat: &Stat) -> bool {
         self.last.load(Ordering::Relaxed) == Self::stamp(stat)
+    }
+
+    /// The data is about to change. To be kept until the change is noted.
+    #[must_use]
+    pub fn begin(&self) -> UnderWay<'_> {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        UnderWay(self)
+    }
+
+    /// Whose change was the last, by a look at the object.
+    pub fn whose(&self, look: impl FnOnce() -> Result<Stat>) -> Result<Whose> {
+        let before = self.last.load(Ordering::SeqCst);
+        let stat = look()?;
+        // What began after the look has left no trace in it; what ended since then has noted what is to be seen there.
+        let open = self.under_way.load(Ordering::Acquire) > 0;
+        Ok(match self.last.load(Ordering::Acquire) {
+            last if last == Self::stamp(&stat) => Whose::Own,
+            last if open || last != before => Whose::Open,
+            _ => Whose::Others,
+        })
     }
 }
 
@@ -250,5 +292,38 @@ impl Overlay {
         {
             node.own_change.note_quiet(&stat);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::AsFd;
+
+    #[test]
+    fn whose_a_change_is_stays_open_until_it_is_noted() {
+        let (dir, change) = (tempfile::tempdir().unwrap(), OwnChange::default());
+        let file = std::fs::File::create(dir.path().join("f")).unwrap();
+        let look = || sys::stat(At::Fd(file.as_fd()));
+        let whose = || change.whose(look).unwrap();
+        assert_eq!(whose(), Whose::Others);
+        let under_way = change.begin();
+        assert_eq!(whose(), Whose::Open);
+        change.note(&look().unwrap(), 1);
+        assert_eq!(whose(), Whose::Own);
+        drop(under_way);
+        assert_eq!(whose(), Whose::Own);
+        std::thread::sleep(Duration::from_millis(20));
+        file.set_len(1).unwrap();
+        assert_eq!(whose(), Whose::Others);
+        // It is noted between the look and the answer.
+        let noted_meanwhile = change.whose(|| {
+            let seen = look()?;
+            std::thread::sleep(Duration::from_millis(20));
+            file.set_len(2).unwrap();
+            change.note(&look()?, 2);
+            Ok(seen)
+        });
+        assert_eq!(noted_meanwhile, Ok(Whose::Open));
     }
 }

@@ -10,8 +10,8 @@
 //! Notices are given by a thread that serves no request and holds no lock, because taking one can make the kernel wait
 //! for a directory that a request under way has locked.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::order::{Level, Mutex};
 use super::own_change::{OwnNames, Rounds};
 use super::superblock::Overlay;
 use crate::errno::{Errno, Result};
-use crate::sys::{self, AsFd, Inotify, Stat, WatchId};
+use crate::sys::{self, AsFd, Happening, Inotify, Stat, WatchId};
 
 /// Where notices go: who remembers what the union said.
 pub trait Listener: Send + Sync {
@@ -50,6 +50,9 @@ pub(super) fn is_large(stat: &Stat) -> bool {
     stat.size >= LARGE
 }
 
+/// What happened, to what of a watched directory.
+pub(super) type Event = (WatchId, Happening, Option<OsString>);
+
 /// The watches of a union.
 #[derive(Debug)]
 pub(super) struct Watcher {
@@ -61,6 +64,8 @@ pub(super) struct Watcher {
     pub removed: OwnNames,
     pub linked: OwnNames,
     pub rounds: Rounds,
+    /// Events of the upper of which it could not be said whose doing they are: requests were under way. A leaf of the lock order.
+    open: Mutex<HashSet<Event>>,
     budget: AtomicUsize,
 }
 
@@ -114,6 +119,7 @@ impl Watcher {
             removed: OwnNames::default(),
             linked: OwnNames::default(),
             rounds: Rounds::default(),
+            open: Mutex::new(Level::Leaf, HashSet::new()),
             budget: AtomicUsize::new(budget),
         }
     }
@@ -122,6 +128,21 @@ impl Watcher {
     pub fn extent(&self) -> (usize, usize) {
         let watched = self.watched.lock();
         (watched.lowers.len() + watched.upper.len(), self.budget.load(Ordering::Relaxed))
+    }
+
+    /// An event is to be looked at again.
+    pub fn leave_open(&self, event: Event) {
+        self.open.lock().insert(event);
+    }
+
+    /// The events that are to be looked at again.
+    pub fn take_open(&self) -> HashSet<Event> {
+        std::mem::take(&mut *self.open.lock())
+    }
+
+    /// How long to wait for events before looking again.
+    fn patience(&self) -> Duration {
+        if self.open.lock().is_empty() { BETWEEN_LOOKS } else { Duration::ZERO }
     }
 
     /// The directories that a watch is for.
@@ -223,7 +244,7 @@ fn follow(overlay: &Weak<Overlay>, listener: &dyn Listener) {
         let Some(overlay) = overlay.upgrade() else { return };
         let Some(watcher) = overlay.watcher.get() else { return };
         let queues: Vec<&Inotify> = watcher.queues.iter().flat_map(|queues| [&queues.lowers, &queues.upper]).collect();
-        let result = sys::wait_for_events(&queues, BETWEEN_LOOKS).and_then(|()| {
+        let result = sys::wait_for_events(&queues, watcher.patience()).and_then(|()| {
             std::thread::sleep(GATHER);
             overlay.tell(listener, watcher, UPPER + 1)?;
             overlay.tell(listener, watcher, UPPER)?;

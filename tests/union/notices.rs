@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use plyfs::overlay::{Lasting, Listener, NodeId, Overlay, Rename};
+use plyfs::overlay::{Lasting, Listener, NodeId, Overlay, Privileges, Rename};
 
 use crate::fixture::Layers;
 use crate::support::eventually;
@@ -84,6 +84,23 @@ fn the_unions_own_names_raise_no_notice() {
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(*told.0.lock(), BTreeSet::new(), "after {round} rounds");
+}
+
+#[test]
+fn the_unions_own_writes_raise_no_notice_while_they_go_on() {
+    let layers = Layers::of(&["x = 1"]).upper("f = 1").volatile();
+    let (u, told) = watched(&layers);
+    let file = u.lookup(&caller(), u.root(), named("f")).unwrap().id;
+    let (data, end) = (vec![1; 4 << 20], Instant::now() + Duration::from_millis(500));
+    let mut pieces = 0;
+    while Instant::now() < end {
+        u.write(file, (pieces % 4) << 22, &data, Privileges::Keep).unwrap();
+        pieces += 1;
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(*told.0.lock(), BTreeSet::new(), "after {pieces} pieces");
+    fs::write(layers.upper_path("f"), "another's").unwrap();
+    assert!(eventually(Duration::from_secs(5), || told.has(file, "")));
 }
 
 #[test]

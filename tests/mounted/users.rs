@@ -1,8 +1,10 @@
 //! A union of a user without rights, over fusermount3 and in a user namespace.
 
-use crate::plyfs_only;
-use crate::support::nobody::{Way, missing, script};
+use std::path::Path;
+
+use crate::support::nobody::{Way, missing, script, script_among_others};
 use crate::support::skipped;
+use crate::{need, plyfs_only};
 
 fn both_ways(prepare: &str, what: &str) {
     for way in [Way::Fusermount, Way::Namespace] {
@@ -196,5 +198,48 @@ fn a_file_that_its_owner_may_write_to_but_not_read_takes_writes() {
         chmod 200 merged/low; leave; union
         echo more >> merged/up; echo more >> merged/low
         leave; chmod 600 upper/*; [ \"$(cat upper/up upper/low | tr '\\n' ' ')\" = 'up more low more ' ]",
+    );
+}
+
+#[test]
+fn others_change_on_a_plain_users_mount_what_modes_let_them_and_make_nothing() {
+    plyfs_only!();
+    if let Some(why) = missing(Way::Fusermount) {
+        return skipped(why);
+    }
+    need!(Path::new("/etc/fuse.conf").exists(), "no /etc/fuse.conf to put another in its place");
+    script_among_others(
+        "other='setpriv --reuid=4242 --regid=4242 --clear-groups env LC_ALL=C'
+        $AS_NOBODY sh -euc '
+            mkdir lower upper work merged; mkdir -m 777 lower/open lower/open/dir upper/open2; mkdir -m 755 lower/closed
+            for name in low gone moved; do echo $name > lower/open/$name; done; chmod 666 lower/open/*
+            chmod 777 lower/open/dir; echo closed > lower/closed/file
+            plyfs -o allow_other,lowerdir=lower,upperdir=upper,workdir=work merged'
+        trap '$AS_NOBODY fusermount3 -u merged' EXIT
+        refused() {
+            ! said=$(\"${@:2}\" 2>&1) || { echo \"$* went through\"; exit 1; }
+            case $said in *\"$1\"*) ;; *) echo \"$*: $said\"; exit 1;; esac
+        }
+        cd merged
+        [ \"$($other cat open/low)\" = low ]
+        $other sh -c 'echo more >> open/low'; [ \"$(wc -l < ../upper/open/low)\" = 2 ]
+        $other truncate -s 1 open/low; [ \"$(stat -c %s ../upper/open/low)\" = 1 ]
+        $other rm open/gone; [ ! -e open/gone ]
+        $other mv open/moved open/dir/elsewhere; [ \"$(cat open/dir/elsewhere)\" = moved ]
+        refused 'Permission denied' $other sh -c 'echo x >> closed/file'
+        refused 'Permission denied' $other rm -f closed/file
+        for dir in open open/dir open2; do
+            # Root is another user here, too.
+            for who in \"$other\" 'env LC_ALL=C'; do
+                refused 'Operation not permitted' $who touch $dir/new
+                refused 'Operation not permitted' $who mkdir $dir/new
+                refused 'Operation not permitted' $who ln -s x $dir/new
+                refused 'Operation not permitted' $who mkfifo $dir/new
+                # Not where it was made, either, before it was found out that it cannot be given away.
+                [ ! -e $dir/new ]; [ ! -e ../upper/$dir/new ]; [ -z \"$(ls ../work/work)\" ]
+                $AS_NOBODY touch $dir/new; rm $dir/new
+            done
+        done
+        cd ..",
     );
 }

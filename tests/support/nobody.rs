@@ -68,6 +68,22 @@ mkdir lower upper work merged
 /// Runs a script as nobody in a directory of its own, and returns what it printed. `prepare` runs as root before it, in
 /// that directory. The script runs with `bash -eu`.
 pub fn script(way: Way, prepare: &str, script: &str) -> String {
+    let namespaced = way == Way::Namespace || subject() == Subject::Kernel;
+    let enter = if namespaced { "unshare -Urm" } else { "" };
+    run_script(way, prepare, &format!("exec {AS_NOBODY} {enter} bash -euc \"$SCRIPT\""), &format!("{UNION}{script}\n"))
+}
+
+/// The same as root, in a mount namespace where plain users may let others in (`user_allow_other`). `$AS_NOBODY` begins a
+/// command that is to run as nobody.
+pub fn script_among_others(script: &str) -> String {
+    let allow = "echo user_allow_other > ../fuse.conf && mount --bind ../fuse.conf /etc/fuse.conf";
+    let outer = format!("{allow} && AS_NOBODY='{AS_NOBODY}' exec bash -euc \"$SCRIPT\"");
+    run_script(Way::Fusermount, "", &outer, script)
+}
+
+const AS_NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+
+fn run_script(way: Way, prepare: &str, last: &str, script: &str) -> String {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir().unwrap();
     let home = dir.path().join("home");
     fs::create_dir(&home).unwrap();
@@ -79,13 +95,12 @@ pub fn script(way: Way, prepare: &str, script: &str) -> String {
     let mut command = Command::new("unshare");
     command.arg("-m").args(["bash", "-euc"]);
     // A device node for everybody, as distributions have it; only this mount namespace sees it.
-    let enter = if namespaced { "unshare -Urm" } else { "" };
     let outer = format!(
         "{FORGET_MOUNTS}
          mknod ../fuse c 10 229 && chmod 666 ../fuse && mount --bind ../fuse /dev/fuse
-         exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups {enter} bash -euc \"$SCRIPT\""
+         {last}"
     );
-    command.arg(outer).current_dir(&home).env("SCRIPT", format!("{UNION}{script}\n"));
+    command.arg(outer).current_dir(&home).env("SCRIPT", script);
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
     command.env("PATH", path).env("HOME", &home).env("WAY", if namespaced { "namespace" } else { "fusermount" });
     command.env("SUBJECT", if subject() == Subject::Kernel { "kernel" } else { "plyfs" });

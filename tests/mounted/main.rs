@@ -13,6 +13,7 @@ mod daemon;
 mod data;
 mod layers;
 mod listing;
+mod messages;
 mod mounting;
 mod mounts_inside;
 mod names;

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -13,6 +13,7 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use super::daemon::ran;
 use super::staying_up::mount_over_a_layer_that_does_not_answer;
+use super::support::front::InFront;
 use super::support::{Layers, PLYFS, Union, eventually, exists, have, names, read, run, runs, write};
 use crate::{need, plyfs_only};
 
@@ -125,29 +126,6 @@ fn without_the_machines_permission_requests_are_read_as_ever() {
     assert_eq!(ran(union.daemon(), "plyfs-ring"), None);
 }
 
-/// A server in front of a mount, and both gone after it.
-struct InFront<'a>(Child, &'a Path);
-
-impl InFront<'_> {
-    fn is_mounted(&self) -> bool {
-        read("/proc/self/mounts").lines().any(|line| line.split(' ').nth(1) == self.1.to_str())
-    }
-
-    fn has_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
-    }
-}
-
-impl Drop for InFront<'_> {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        if self.is_mounted() {
-            run("umount", &["-l", self.1.to_str().unwrap()]);
-        }
-    }
-}
-
 #[test]
 fn without_descriptors_for_rings_requests_are_read_as_ever() {
     plyfs_only!();
@@ -162,7 +140,7 @@ fn without_descriptors_for_rings_requests_are_read_as_ever() {
             let mut command = Command::new("prlimit");
             command.args([&limit(most), PLYFS, "-f", "-o", &format!("{},io_uring,threads=2", layers.options())]);
             command.arg(&merged).current_dir(layers.root()).stderr(File::create(&log).unwrap());
-            let mut server = InFront(command.spawn().unwrap(), &merged);
+            let mut server = InFront::new(command, &merged);
             assert!(
                 eventually(soon, || server.is_mounted() || server.has_ended()),
                 "{most}: neither mounted nor refused"

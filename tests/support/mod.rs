@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub mod front;
 pub mod map;
 pub mod nobody;
 
@@ -270,7 +271,7 @@ fn threads_of(pid: u32) -> String {
     report
 }
 
-fn unmount_command(target: &Path) -> Command {
+pub fn unmount_command(target: &Path) -> Command {
     let mut command = match (subject(), is_root()) {
         (Subject::Plyfs, false) => {
             let mut fusermount = Command::new("fusermount3");

@@ -277,3 +277,31 @@ fn with_nfs_export_handles_find_what_is_there_after_a_remount() {
         append(union.merged("d/later"), "+");
     }
 }
+
+/// The kernel's overlay writes the origin into such a directory when it is looked up, and plyfs does not; both merge it.
+#[test]
+fn with_nfs_export_a_directory_made_by_hand_in_the_upper_is_merged_unless_it_is_the_copy_of_another() {
+    need_root!();
+    for (exports, of_another) in [("off", &["low", "up"][..]), ("on", &["up"])] {
+        let layers = Layers::new(1);
+        for path in ["made/sub/low", "marked/low", "another/low"] {
+            write(layers.lower(path), "");
+        }
+        let target = layers.merged("");
+        let options = format!("lowerdir=l1,upperdir=upper,workdir=work,index=on,nfs_export={exports}");
+        let union = layers.mount_with(&options, &target);
+        chmod(union.merged("another"), 0o700);
+        let layers = union.unmount();
+        write(layers.upper("made/sub/up"), "");
+        write(layers.upper("marked/up"), "");
+        let origin = mark(layers.upper("another"), "origin").unwrap();
+        set_xattr(layers.upper("marked"), "trusted.overlay.origin", &origin);
+        let union = layers.mount_with(&options, &target);
+        assert_eq!(names(union.merged("made/sub")), ["low", "up"], "nfs_export={exports}");
+        assert_eq!(names(union.merged("marked")), of_another, "nfs_export={exports}");
+        fs::remove_file(union.merged("made/sub/low")).unwrap();
+        write(union.merged("made/sub/new"), "");
+        let union = union.remount();
+        assert_eq!(names(union.merged("made/sub")), ["new", "up"], "nfs_export={exports}");
+    }
+}

@@ -56,19 +56,20 @@ pub const EXCEPTIONS: &[Exception] = &[
                  up anew",
         applies: |finding| {
             let one_more = finding.a.nlink.abs_diff(finding.b.nlink) == 1;
-            matches!(finding.field, "nlink" | "first name") && finding.terms.nfs_export && one_more
+            let of_file = finding.a.kind != FileType::Directory;
+            matches!(finding.field, "nlink" | "first name") && of_file && finding.terms.nfs_export && one_more
         },
     },
     Exception {
         reason: "with an index, a change by another name of a copied-up file gives the upper that name in the kernel, and the \
                  directories above it become merged (nlink 1); FUSE does not say by which name a file is changed",
         applies: |finding| {
-            let merged = |entry: &Entry| entry.nlink == 1;
-            let there = merged(finding.a) && !merged(finding.b);
+            // Only by such names: what else is in the upper has come there on both sides.
+            let by_names = |merged: &Entry, other: &Entry| merged.nlink == 1 && merged.only_links && other.nlink != 1;
+            let there = by_names(finding.a, finding.b);
             // Mounted the other way round, each shows what the other wrote.
-            let here = finding.terms.order == Order::Either && merged(finding.b) && !merged(finding.a);
-            let of_dir = finding.field == "nlink" && finding.a.kind == FileType::Directory;
-            of_dir && finding.terms.index && (there || here)
+            let here = finding.terms.order == Order::Either && by_names(finding.b, finding.a);
+            finding.field == "nlink" && finding.terms.index && (there || here)
         },
     },
     Exception {

@@ -277,6 +277,21 @@ fn numbers() -> Vec<Case> {
             )),
         ),
         with(
+            ",index=on",
+            settled(case(
+                "the directories above such a name differ also when it is the only one left",
+                &[
+                    ("d", dir()),
+                    ("d/f", file(0o644)),
+                    ("e", dir()),
+                    ("e/sub", dir()),
+                    ("e/sub/g", Node::new(Kind::Link(p("d/f")), 0o644)),
+                ],
+                &[],
+                vec![chmod("d/f"), chmod("e/sub/g"), (ROOT, Op::Unlink { path: p("d/f") })],
+            )),
+        ),
+        with(
             ",metacopy=on",
             settled(case(
                 "a file whose place is too long for a mark gets a name only with its data, and can be moved then",

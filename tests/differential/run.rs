@@ -81,8 +81,9 @@ impl Scenario {
     }
 
     /// A side of this run at a mount point.
-    fn side(&self, point: &std::path::Path) -> Result<Side, Errno> {
+    fn side(&self, point: &std::path::Path, maker: Maker, stack: &Stack) -> Result<Side, Errno> {
         let mut side = Side::new(point, self.settle)?;
+        side.upper = (maker != Maker::Plain).then(|| stack.upper.clone());
         side.umasks = self.umasks;
         side.settle_data = self.options.contains("metacopy=on");
         Ok(side)
@@ -317,10 +318,11 @@ fn mount_both(scenario: &Scenario, stacks: &[Stack; 2], places: &[Place; 2]) -> 
             .map_err(|error| (format!("mount: {:?}", scenario.makers[index]), vec![error]))
     };
     let mounts = [one(0)?, one(1)?];
-    let side = |mounted: &Mounted| {
-        scenario.side(mounted.point()).map_err(|errno| ("mount: root".to_owned(), vec![errno.to_string()]))
+    let side = |index: usize| {
+        let side = scenario.side(mounts[index].point(), scenario.makers[index], &stacks[index]);
+        side.map_err(|errno| ("mount: root".to_owned(), vec![errno.to_string()]))
     };
-    Ok(Pair { sides: [side(&mounts[0])?, side(&mounts[1])?], mounts })
+    Ok(Pair { sides: [side(0)?, side(1)?], mounts })
 }
 
 impl Pair {

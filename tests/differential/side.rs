@@ -16,6 +16,8 @@ pub const SLOTS: usize = 4;
 /// A tree to work on.
 pub struct Side {
     point: PathBuf,
+    /// The upper layer on disk, if it is a union.
+    pub upper: Option<PathBuf>,
     /// Its root directory.
     pub root: OwnedFd,
     /// Open files.
@@ -38,6 +40,7 @@ impl Side {
         let root = openat(CWD, point, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Side {
             point: point.to_owned(),
+            upper: None,
             root,
             files: Default::default(),
             dirs: Default::default(),

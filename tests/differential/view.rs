@@ -4,11 +4,13 @@ use super::exceptions::{Finding, excused};
 use super::exec::{brief, read_at, stamp};
 use super::path::{P, join, p};
 use super::side::Side;
-use super::tree::xattrs;
+use super::tree::{on_disk, xattrs};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, openat, statat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// One name and everything that can be asked about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,9 @@ pub struct Entry {
     pub listed_ino: Option<u64>,
     /// How many names it has.
     pub nlink: u64,
+    /// Of a directory: whether its part in the upper is nothing but names of files that have others there, and what leads
+    /// to them.
+    pub only_links: bool,
     /// What both sides must agree on, by name.
     pub fields: BTreeMap<&'static str, String>,
 }
@@ -133,8 +138,18 @@ fn examine(side: &Side, path: &P, listed: Option<(u64, FileType)>) -> Result<Ent
         ino: stat.st_ino,
         listed_ino: listed.map(|(ino, _)| ino),
         nlink: u64::from(stat.st_nlink as u32),
+        only_links: side.upper.as_ref().is_some_and(|upper| holds_only_links(&on_disk(upper, path))),
         fields,
     })
+}
+
+fn holds_only_links(dir: &Path) -> bool {
+    let Ok(mut names) = std::fs::read_dir(dir).map(Iterator::peekable) else { return false };
+    names.peek().is_some()
+        && names.flatten().all(|name| {
+            let stat = name.metadata();
+            stat.is_ok_and(|stat| if stat.is_dir() { holds_only_links(&name.path()) } else { stat.nlink() > 1 })
+        })
 }
 
 fn content(side: &Side, path: &P) -> Result<String, Errno> {

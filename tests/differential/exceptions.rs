@@ -61,15 +61,14 @@ pub const EXCEPTIONS: &[Exception] = &[
         },
     },
     Exception {
-        reason: "with an index, a change by another name of a copied-up file gives the upper that name in the kernel, and the \
-                 directories above it become merged (nlink 1); FUSE does not say by which name a file is changed",
+        reason: "with an index, a change of a file with several names gives the upper, in the kernel, the name by which it was \
+                 made, and here one name, that which was looked up last, for FUSE does not say by which; the directories above \
+                 become merged (nlink 1)",
         applies: |finding| {
             // Only by such names: what else is in the upper has come there on both sides.
             let by_names = |merged: &Entry, other: &Entry| merged.nlink == 1 && merged.only_links && other.nlink != 1;
-            let there = by_names(finding.a, finding.b);
-            // Mounted the other way round, each shows what the other wrote.
-            let here = finding.terms.order == Order::Either && by_names(finding.b, finding.a);
-            finding.field == "nlink" && finding.terms.index && (there || here)
+            let either = by_names(finding.a, finding.b) || by_names(finding.b, finding.a);
+            finding.field == "nlink" && finding.terms.index && either
         },
     },
     Exception {

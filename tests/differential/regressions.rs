@@ -292,6 +292,26 @@ fn numbers() -> Vec<Case> {
             )),
         ),
         with(
+            ",index=on",
+            settled(case(
+                "a file is copied up by the name that was looked up last",
+                &[
+                    ("d", dir()),
+                    ("d/f", file(0o644)),
+                    ("e", dir()),
+                    ("e/sub", dir()),
+                    ("e/sub/g", Node::new(Kind::Link(p("d/f")), 0o644)),
+                ],
+                &[],
+                vec![
+                    (ROOT, Op::Stat { path: p("d/f") }),
+                    (ROOT, Op::Stat { path: p("e/sub/g") }),
+                    chmod("d/f"),
+                    (ROOT, Op::Stat { path: p("e/sub/g") }),
+                ],
+            )),
+        ),
+        with(
             ",metacopy=on",
             settled(case(
                 "a file whose place is too long for a mark gets a name only with its data, and can be moved then",

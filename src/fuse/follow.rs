@@ -142,12 +142,8 @@ impl Follower {
             self.go(None);
             return Company::Several;
         }
+        // It is not followed at once: a step of a script asks for little, and to go where it is costs as much as that.
         self.unseen += 1;
-        if self.place.is_some() {
-            // Processes are begun on idle processors, as a rule, and ask for little: what is next is its next request.
-            let found = self.see();
-            self.go(found.or(self.place));
-        }
         Company::AsBefore
     }
 

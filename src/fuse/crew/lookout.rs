@@ -47,7 +47,9 @@ impl Crew {
         let mut quiet = 0;
         loop {
             let mut state = self.state.lock();
-            self.lookout.wait_for(&mut state, TICK);
+            if !state.ended {
+                self.lookout.wait_for(&mut state, TICK);
+            }
             let (number, ended) = (self.ride(), state.ended);
             drop(state);
             if ended {

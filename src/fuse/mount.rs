@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use crate::fuse::fusermount;
 use crate::overlay::SetupError;
 use crate::sys::errand::{self, Detach};
+use crate::sys::mounts::{self, MountId};
 use crate::sys::namespace;
-use crate::sys::process::{self, Fork, MountFlags, MountId};
+use crate::sys::process::{self, Fork, MountFlags};
 
 /// The device behind every FUSE mount.
 const DEVICE: &str = "/dev/fuse";
@@ -240,7 +241,7 @@ impl MountPoint {
         if namespace::is_left() {
             return;
         }
-        match process::mount_id(self.path.as_path()) {
+        match mounts::mount_id(self.path.as_path()) {
             Ok(id) => self.id = Some(id),
             Err(error) => log::debug!("{}: no mount id: {error}", self.path.display()),
         }
@@ -253,8 +254,8 @@ impl MountPoint {
         {
             return errand::is_there(&self.path, id);
         }
-        match (self.id, process::mount_id(self.path.as_path())) {
-            (Some(ours), Ok(now)) => ours == now,
+        match (self.id, mounts::mount_id(self.path.as_path())) {
+            (Some(ours), Ok(now)) => ours.is_same(&now),
             // Never identified: nobody but us had a reason to attach or detach anything since.
             (None, _) => true,
             (Some(_), Err(_)) => false,
@@ -325,17 +326,20 @@ impl Drop for MountPoint {
     }
 }
 
-/// Moves the process out of the mount namespace, so that a mount there can end with its users, if it was made without
-/// help: the `fusermount3` program would not find its way back. Call before there is a second thread.
-pub(super) fn leave_namespace(point: Option<&mut MountPoint>) {
-    if let Some(point) = point {
+/// Moves this thread, and those that it starts later, out of the mount namespace, so that a mount there can end with its users,
+/// if it was made without help: the `fusermount3` program would not find its way back.
+pub(super) fn leave_namespace(mut point: Option<&mut MountPoint>) {
+    if let Some(point) = &mut point {
+        point.identify();
         if point.helper.is_some() {
             return;
         }
-        point.identify();
     }
     if let Err(error) = namespace::leave() {
         log::debug!("the mount namespace lasts as long as this process: {error}");
+    }
+    if let Some(point) = point {
+        point.id = point.id.map(MountId::as_told);
     }
 }
 

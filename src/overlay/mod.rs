@@ -17,6 +17,7 @@ mod events;
 mod export;
 mod file;
 mod idmap;
+mod in_use;
 mod index;
 mod ino;
 mod lasting_id;

@@ -2,15 +2,15 @@
 //!
 //! Answers to the kernel's `ovl_fill_super`. Each refusal names the option and the path.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::cache::FdCache;
 use super::config::{Config, Features, RedirectDir, SetupError, Upper, Whiteouts, XattrNamespace};
 use super::idmap::Ids;
+use super::in_use::{Relation, lock, overlay_using, relation};
 use super::index::Index;
 use super::ino::InodeNumbers;
 use super::lasting_id::Searched;
@@ -28,12 +28,9 @@ use super::workdir::{WorkDir, can_keep_wh_names, can_make_devices};
 use super::xattr::{Mark, Namespace, Opacity};
 use super::xattr_known::Epoch;
 use crate::errno::Errno;
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
 
 type Setup<T> = Result<T, SetupError>;
-
-/// How long a mount that was unmounted may need to let go of its layers.
-const LEAVING: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Overlay {
     /// Opens the layers of a union and makes it ready to answer.
@@ -192,9 +189,13 @@ fn default_namespace(wanted: XattrNamespace) -> Namespace {
 
 /// Whether we are root, and root here is root of the machine: only it can use the trusted namespace.
 pub(super) fn is_root_of_the_machine() -> bool {
+    // Asked for each layer; whom a namespace's ids stand for never changes.
+    static WHOLE: OnceLock<bool> = OnceLock::new();
     rustix::process::geteuid().is_root()
-        && std::fs::read_to_string("/proc/self/uid_map")
-            .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+        && *WHOLE.get_or_init(|| {
+            std::fs::read_to_string("/proc/self/uid_map")
+                .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+        })
 }
 
 fn open_layer(option: &str, path: &Path, filesystems: &mut Vec<FileSystem>) -> Setup<Layer> {
@@ -256,11 +257,10 @@ fn open_upper(upper: &Upper, filesystems: &mut Vec<FileSystem>) -> Setup<(Layer,
     if up.dev != wd.dev {
         return Err(work_fail(&"is not on the file system of upperdir"));
     }
-    if up.ino == wd.ino || is_below(&work, &up) {
-        return Err(work_fail(&"is upperdir or lies inside it"));
-    }
-    if is_below(&layer, &wd) {
-        return Err(SetupError::path("upperdir", &upper.dir, "lies inside workdir"));
+    match relation(&layer, &up, &work, &wd) {
+        Relation::Apart => {}
+        Relation::WorkInUpper => return Err(work_fail(&"is upperdir or lies inside it")),
+        Relation::UpperInWork => return Err(SetupError::path("upperdir", &upper.dir, "lies inside workdir")),
     }
     if let Some(user) = overlay_using(&up, &wd) {
         return Err(SetupError::path("upperdir", &upper.dir, format!("is in use by the overlay mounted at {user}")));
@@ -288,84 +288,6 @@ fn is_incompatible(work: &WorkDir) -> crate::errno::Result<bool> {
         Ok(())
     })?;
     Ok(any)
-}
-
-/// Locks a directory against other mounts. A mount that is just going away has a moment to do so.
-fn lock(dir: sys::BorrowedFd<'_>) -> crate::errno::Result<()> {
-    let patience = std::time::Instant::now() + LEAVING;
-    loop {
-        match sys::lock_exclusive(dir) {
-            Err(Errno::EAGAIN) if std::time::Instant::now() < patience => {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Whether a directory lies below another, found by going up from it.
-fn is_below(layer: &Layer, ancestor: &Stat) -> bool {
-    let Ok(mut current) = sys::open_parent(layer.root.as_fd()) else { return false };
-    let mut below = None;
-    loop {
-        let Ok(stat) = sys::stat(At::Fd(current.as_fd())) else { return false };
-        if (stat.dev, stat.ino) == (ancestor.dev, ancestor.ino) {
-            return true;
-        }
-        if below == Some((stat.dev, stat.ino)) {
-            return false;
-        }
-        below = Some((stat.dev, stat.ino));
-        match sys::open_parent(current.as_fd()) {
-            Ok(parent) => current = parent,
-            Err(_) => return false,
-        }
-    }
-}
-
-/// The mount point of a kernel overlay that has one of these directories as its upper or work directory.
-fn overlay_using(upper: &Stat, work: &Stat) -> Option<String> {
-    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
-    for line in mounts.split(|byte| *byte == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-        let Some(dash) = fields.iter().position(|field| *field == b"-") else { continue };
-        if fields.get(dash + 1) != Some(&b"overlay".as_slice()) {
-            continue;
-        }
-        for option in fields.get(dash + 3).into_iter().flat_map(|options| options.split(|byte| *byte == b',')) {
-            let Some(path) = option.strip_prefix(b"upperdir=").or(option.strip_prefix(b"workdir=")) else { continue };
-            let path = OsString::from_vec(unescape_octal(path));
-            // A relative one was meant from where somebody else stood.
-            if path.as_encoded_bytes().first() != Some(&b'/') {
-                continue;
-            }
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let Ok(fd) = rustix::fs::open(path.as_os_str(), flags, Mode::empty()) else { continue };
-            if sys::stat(At::Fd(fd.as_fd()))
-                .is_ok_and(|stat| [(upper.dev, upper.ino), (work.dev, work.ino)].contains(&(stat.dev, stat.ino)))
-            {
-                return fields.get(4).map(|point| String::from_utf8_lossy(&unescape_octal(point)).into_owned());
-            }
-        }
-    }
-    None
-}
-
-/// Undoes the escapes of mountinfo: `\040` and the like.
-fn unescape_octal(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let code = match (first, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
-                Some((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'))
-            }
-            _ => None,
-        };
-        plain.push(code.unwrap_or(*first));
-        rest = if code.is_some() { tail.get(3..).unwrap_or_default() } else { tail };
-    }
-    plain
 }
 
 /// What a writable union has that a read-only one has not.
@@ -439,33 +361,46 @@ impl Writable {
 
     /// The namespace in which marks can be written, found out by writing one; `None` if the file system holds none.
     fn namespace(config: &Config, paths: &Upper, work: &WorkDir) -> Setup<Option<Namespace>> {
-        let probe = work.temporary();
-        let made = sys::mkdir(work.fd(), probe.name(), 0o700);
-        made.map_err(|errno| SetupError::path("workdir", &paths.work, errno))?;
         let candidates: &[Namespace] = match config.xattrs {
             XattrNamespace::Auto => &[Namespace::Trusted, Namespace::User],
             XattrNamespace::Trusted => &[Namespace::Trusted],
             XattrNamespace::User => &[Namespace::User],
         };
-        let mut last = Errno::ENOTSUP;
-        for namespace in candidates {
-            match sys::set_xattr(probe.at(), OsStr::new(&Mark::Opaque.name(*namespace)), b"y", 0) {
-                // Another union below may keep such a mark to itself.
-                Ok(()) if is_listed(probe.at(), &Mark::Opaque.name(*namespace)) => return Ok(Some(*namespace)),
-                Ok(()) => last = Errno::ENOTSUP,
-                Err(errno) => last = errno,
-            }
+        // On the work directory, as the kernel does it. It may be somebody else's: one of ours then tells, which is made
+        // and removed in ten times the time.
+        if let Ok(namespace) = first_that_keeps(At::Fd(work.fd()), candidates) {
+            let removed = sys::remove_xattr(At::Fd(work.fd()), OsStr::new(&Mark::Opaque.name(namespace)));
+            removed.map_err(|errno| SetupError::path("workdir", &paths.work, errno))?;
+            return Ok(Some(namespace));
         }
-        if config.xattrs == XattrNamespace::Auto && last == Errno::ENOTSUP {
+        let probe = work.temporary();
+        let made = sys::mkdir(work.fd(), probe.name(), 0o700);
+        made.map_err(|errno| SetupError::path("workdir", &paths.work, errno))?;
+        match first_that_keeps(probe.at(), candidates) {
+            Ok(namespace) => Ok(Some(namespace)),
             // Marks that cannot be kept have other forms (`.wh..wh..opq`), or only tell where a file came from.
-            return Ok(None);
+            Err(Errno::ENOTSUP) if config.xattrs == XattrNamespace::Auto => Ok(None),
+            Err(errno) => Err(SetupError::path(
+                "upperdir",
+                &paths.dir,
+                format!("the overlay's extended attributes cannot be set: {errno}"),
+            )),
         }
-        Err(SetupError::path(
-            "upperdir",
-            &paths.dir,
-            format!("the overlay's extended attributes cannot be set: {last}"),
-        ))
     }
+}
+
+/// The first namespace in which a directory keeps a mark, which it has then; else what the last one answers.
+fn first_that_keeps(at: At<'_>, candidates: &[Namespace]) -> crate::errno::Result<Namespace> {
+    let mut last = Errno::ENOTSUP;
+    for namespace in candidates {
+        match sys::set_xattr(at, OsStr::new(&Mark::Opaque.name(*namespace)), b"y", 0) {
+            // Another union below may keep such a mark to itself.
+            Ok(()) if is_listed(at, &Mark::Opaque.name(*namespace)) => return Ok(*namespace),
+            Ok(()) => last = Errno::ENOTSUP,
+            Err(errno) => last = errno,
+        }
+    }
+    Err(last)
 }
 
 /// Whether an attribute is found where directories' marks are looked for.
@@ -482,14 +417,4 @@ fn open_index(work_root: &OwnedFd, work: &WorkDir) -> crate::errno::Result<Index
         Err(errno) => return Err(errno),
     }
     Ok(Index { dir: sys::open_dir(work_root.as_fd(), name)? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn octal_escapes_of_mountinfo_are_undone() {
-        assert_eq!(unescape_octal(br"/a\040b\134c\0"), br"/a b\c\0".to_vec());
-    }
 }

@@ -1,4 +1,4 @@
-//! Calls into the mount that this very process serves: asking it, writing it back, detaching it.
+//! Calls into the mount that this very process serves: recognising it, writing it back, detaching it.
 //!
 //! Each is made by a process of its own that holds no descriptor. Were it made by a thread of ours and we were killed
 //! meanwhile, that thread would wait for ever, and past all signals, for an answer that nobody gives any more, and would
@@ -6,13 +6,13 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use super::mounts::{self, MountId};
 use super::namespace;
-use super::process::{self, Child, Ending, MountId};
+use super::process::{Child, Ending};
 
 /// How hard a mount is pulled off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,34 +29,10 @@ pub enum Detach {
 enum Errand {
     /// umount2(2) with these flags.
     Unmount(libc::c_int),
-    /// statfs(2).
-    Ask,
     /// syncfs(2).
     Sync,
     /// Nothing, if this mount is there; `EINVAL` else.
     Recognise(MountId),
-}
-
-/// An errand under way.
-#[derive(Debug)]
-pub struct Question(Child);
-
-impl Question {
-    /// Asks the server behind a mount point one question (statfs), in the namespace that this process is in now.
-    ///
-    /// # Errors
-    /// What fork(2) gives.
-    pub fn about(mount_point: &Path) -> io::Result<Question> {
-        Errand::Ask.start(mount_point).map(Question)
-    }
-
-    /// Waits for any answer.
-    ///
-    /// # Errors
-    /// Whatever the server or a broken connection (`ENOTCONN`, `ECONNABORTED`) answers.
-    pub fn answer(self) -> io::Result<()> {
-        answer_of(self.0)
-    }
 }
 
 /// Waits for the end of an errand.
@@ -105,10 +81,6 @@ impl Errand {
             }
             let answer = match self {
                 Errand::Unmount(flags) => libc::umount2(path.as_ptr(), *flags),
-                Errand::Ask => {
-                    let mut space = MaybeUninit::<libc::statfs>::uninit();
-                    libc::statfs(path.as_ptr(), space.as_mut_ptr())
-                }
                 Errand::Sync => {
                     match libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW) {
                         -1 => -1,
@@ -116,7 +88,7 @@ impl Errand {
                     }
                 }
                 Errand::Recognise(known) => {
-                    libc::_exit(if process::mount_id(path).is_ok_and(|found| found == *known) {
+                    libc::_exit(if mounts::mount_id(path).is_ok_and(|found| found.is_same(known)) {
                         0
                     } else {
                         libc::EINVAL
@@ -144,7 +116,8 @@ pub fn unmount(target: &Path, how: Detach) -> io::Result<()> {
 /// Whether this mount is the one at the end of a path, in the namespace where it was mounted.
 #[must_use]
 pub fn is_there(mount_point: &Path, id: MountId) -> bool {
-    Errand::Recognise(id).run(mount_point).is_ok()
+    // Mostly it is not, and then nobody has to go and look.
+    id.is_gone() != Some(true) && Errand::Recognise(id).run(mount_point).is_ok()
 }
 
 /// Writes back everything that the kernel still holds for the file system mounted at a path.
@@ -162,10 +135,8 @@ mod tests {
     #[test]
     fn an_errand_brings_back_the_errno() {
         let nowhere = Path::new("/nonexistent");
-        let ask = |path| Question::about(path).unwrap().answer();
-        assert_eq!(ask(nowhere).unwrap_err().raw_os_error(), Some(libc::ENOENT));
         assert_eq!(sync_mount(nowhere).unwrap_err().raw_os_error(), Some(libc::ENOENT));
         assert_eq!(unmount(nowhere, Detach::Lazily).unwrap_err().raw_os_error(), Some(libc::ENOENT));
-        ask(Path::new("/")).unwrap();
+        sync_mount(Path::new("/")).unwrap();
     }
 }

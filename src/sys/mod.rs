@@ -18,6 +18,7 @@ mod handle;
 mod inotify;
 mod ioctl;
 mod journal;
+pub mod mounts;
 pub mod namespace;
 pub mod pipe;
 pub mod process;

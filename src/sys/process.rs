@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::FsOpenFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags, SocketType,
@@ -46,8 +46,9 @@ pub enum Ending {
 /// # Errors
 /// `EAGAIN` and `ENOMEM` of fork(2); `EDEADLK` if there is a second thread.
 pub fn fork() -> io::Result<Fork> {
-    // The threads of a process are the entries of its task directory. Where /proc is missing, the caller's word stands.
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+    // The threads of a process are directories in its task directory, each with a link to that, which has two besides.
+    // Where /proc is missing, the caller's word stands.
+    if std::fs::metadata("/proc/self/task").is_ok_and(|tasks| std::os::unix::fs::MetadataExt::nlink(&tasks) > 3) {
         return Err(io::Error::from_raw_os_error(libc::EDEADLK));
     }
     // SAFETY: fork() takes nothing; with a single thread (checked above) the child owns every lock its memory shows.
@@ -151,6 +152,10 @@ impl Inherited {
     /// Finds the descriptors that are open. To be called once, before anything of ours is open.
     #[must_use]
     pub fn at_start() -> Inherited {
+        // Since Linux 6.2 this is their number; before, it is 0.
+        if std::fs::metadata("/proc/self/fd").is_ok_and(|list| list.len() == 3) && (0..=2).all(is_open) {
+            return Inherited(Vec::new());
+        }
         let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Inherited(Vec::new()) };
         let mut open: Vec<RawFd> = entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -287,26 +292,6 @@ pub fn may_mount(kind: &CStr) -> io::Result<()> {
 /// What mount(2) gives: `EPERM` without the privilege, `EINVAL` for data the file system does not understand.
 pub fn mount(source: &CStr, target: &Path, kind: &CStr, flags: MountFlags, data: &CStr) -> io::Result<()> {
     Ok(rustix::mount::mount(source, target, kind, flags, data)?)
-}
-
-/// Which mount a path leads to. Two mounts that follow each other at one path differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MountId(u64);
-
-/// The mount at the end of a path, without asking the server behind it for anything.
-///
-/// # Errors
-/// What walking the path gives; `ENOTSUP` before Linux 5.8.
-pub fn mount_id(path: impl rustix::path::Arg) -> io::Result<MountId> {
-    // STATX_MNT_ID_UNIQUE (Linux 6.8): never reused, where the plain number is at once. Either flag alone is no attribute
-    // of the file, so AT_STATX_DONT_SYNC is answered from what the kernel knows.
-    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    let answer = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID | UNIQUE)?;
-    if answer.stx_mask & (StatxFlags::MNT_ID | UNIQUE).bits() == 0 {
-        return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
-    }
-    Ok(MountId(answer.stx_mnt_id))
 }
 
 /// Whether a program may be run by this process.
@@ -446,12 +431,6 @@ mod tests {
         assert_eq!(adopt(1_000_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(adopt(-1).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(adopt(1).unwrap_err().raw_os_error(), Some(libc::EBADF));
-    }
-
-    #[test]
-    fn mounts_are_told_apart() {
-        assert_eq!(mount_id(Path::new("/proc")).unwrap(), mount_id(Path::new("/proc")).unwrap());
-        assert_ne!(mount_id(Path::new("/proc")).unwrap(), mount_id(Path::new("/sys")).unwrap());
     }
 
     #[test]

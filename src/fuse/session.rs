@@ -15,7 +15,8 @@ use fuser::Notifier;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::mount::{self, MountPoint, Mounted};
 use crate::fuse::server::{Options, Server};
-use crate::sys::errand::{self, Detach, Question};
+use crate::sys::errand::{self, Detach};
+use crate::sys::namespace;
 use crate::sys::process::{self, Signals};
 
 /// How long the users of a mount that was pulled off under them may go on before the process ends.
@@ -27,8 +28,6 @@ const TIDYING: Duration = Duration::from_secs(3);
 
 /// What the main thread waits for.
 enum Event {
-    /// The kernel has an answer of ours.
-    Answered,
     /// The session is over.
     Ended(io::Result<()>),
     /// Somebody wants the process to leave.
@@ -37,8 +36,9 @@ enum Event {
 
 /// Serves a mount until it is gone.
 ///
-/// `signals` were held back before the mount was attached, so none is lost. `on_session` gets what notices are given through
-/// before the first request is answered; `on_ready` runs once the mount answers, and its error ends the mount again.
+/// `signals` were held back before the mount was attached, so none is lost. `on_ready` runs once the mount is sure to answer, and
+/// its error ends the mount again; `on_session` gets what notices are given through, after that and before the first request is
+/// answered.
 ///
 /// # Errors
 /// The handshake fails, the mount goes away before it has answered, the connection breaks, or `on_ready`'s own.
@@ -56,69 +56,77 @@ pub fn serve(
     let (device, mut point) = mounted.into_parts();
     let for_notices = device.try_clone()?;
     let session = Server::new(adapter, device, options)?;
-    // By a process that stays in the namespace of the mount.
-    let question = point.as_ref().map(|point| Question::about(point.path())).transpose()?;
-    mount::leave_namespace(point.as_mut());
-    let _guard = point.as_mut().filter(|_| guarded).map(mount::guard).transpose()?;
-    on_session(session.notifier(), for_notices);
-
+    // A process that is forked stays where it is, so this one leaves before; it can be forked only while there is one thread.
+    let _guard = match point.as_mut().filter(|_| guarded) {
+        Some(point) => {
+            mount::leave_namespace(Some(point));
+            Some(mount::guard(point)?)
+        }
+        None => None,
+    };
+    let (notifier, report) = (session.notifier(), session.reporter());
     let (sender, events) = mpsc::channel();
-    spawn_signal_thread(signals, point.as_ref(), sender.clone(), session.reporter())?;
-    let ended = sender.clone();
+    let begin = spawn_session_thread(session, sender.clone())?;
+    let serve = |elsewhere| {
+        if begin.send(elsewhere).is_err() {
+            log::debug!("the session is over before it has begun");
+        }
+    };
+    // The kernel has its answer, and there is a thread for what else it asks: nothing from here on can keep that from
+    // being answered. The rest is not waited for by the caller, who would be held up by the start of all these threads.
+    if let Err(error) = on_ready() {
+        // Who has come upon the mount already gets answers as long as it is there.
+        serve(None);
+        leave(&mut point, &events);
+        return Err(error);
+    }
+    if !guarded {
+        mount::leave_namespace(point.as_mut());
+    }
+    on_session(notifier, for_notices);
+    serve(namespace::now());
+    spawn_signal_thread(signals, point.as_ref(), sender, report)?;
+    until_gone(&mut point, &events)
+}
+
+/// Starts the thread that answers requests, and starts others for that. It begins when it is told in which namespace.
+fn spawn_session_thread(session: Server, events: Sender<Event>) -> io::Result<Sender<Option<OwnedFd>>> {
+    let (begin, told) = mpsc::channel::<Option<OwnedFd>>();
     thread::Builder::new().name("plyfs-session".into()).spawn(move || {
+        match told.recv() {
+            Ok(Some(elsewhere)) => {
+                if let Err(error) = namespace::enter(&elsewhere) {
+                    log::debug!("the mount namespace lasts as long as this process: {error}");
+                }
+            }
+            Ok(None) => {}
+            // Nothing is to be served after all.
+            Err(_) => return,
+        }
         // A thread that panics ends here as an error of the session, never as a mount without a server.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()))
             .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
-        tell(&ended, Event::Ended(result));
+        tell(&events, Event::Ended(result));
     })?;
-    match question {
-        None => tell(&sender, Event::Answered),
-        // In a thread of its own: if the server never answers, signals and the session's end must still be heard.
-        Some(question) => {
-            thread::Builder::new().name("plyfs-ready".into()).spawn(move || match question.answer() {
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {}
-                _ => tell(&sender, Event::Answered),
-            })?;
-        }
-    }
-    until_gone(&mut point, &events, on_ready)
+    Ok(begin)
 }
 
-/// The main thread's loop.
-fn until_gone(
-    point: &mut Option<MountPoint>,
-    events: &Receiver<Event>,
-    on_ready: impl FnOnce() -> io::Result<()>,
-) -> io::Result<()> {
-    let mut on_ready = Some(on_ready);
-    loop {
-        match events.recv() {
-            Ok(Event::Answered) => {
-                if let Some(point) = point {
-                    point.identify();
-                }
-                if let Some(Err(error)) = on_ready.take().map(|on_ready| on_ready()) {
-                    leave(point, events);
-                    return Err(error);
-                }
-            }
-            Ok(Event::Signal(number)) => {
-                log::info!("signal {number}: unmounting");
-                leave(point, events);
-                let answered = on_ready.is_none();
-                return if answered { Ok(()) } else { Err(io::Error::other(format!("signal {number}"))) };
-            }
-            Ok(Event::Ended(result)) => {
-                if let Some(point) = point {
-                    point.settle();
-                }
-                let answered = on_ready.is_none();
-                let early = io::Error::other("the mount was gone before it answered");
-                return result.and(if answered { Ok(()) } else { Err(early) });
-            }
-            // Every sender is gone: there is no session any more.
-            Err(_) => return Err(io::Error::other("the session's threads are gone")),
+/// The main thread's wait.
+fn until_gone(point: &mut Option<MountPoint>, events: &Receiver<Event>) -> io::Result<()> {
+    match events.recv() {
+        Ok(Event::Signal(number)) => {
+            log::info!("signal {number}: unmounting");
+            leave(point, events);
+            Ok(())
         }
+        Ok(Event::Ended(result)) => {
+            if let Some(point) = point {
+                point.settle();
+            }
+            result
+        }
+        // Every sender is gone: there is no session any more.
+        Err(_) => Err(io::Error::other("the session's threads are gone")),
     }
 }
 

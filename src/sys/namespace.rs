@@ -35,18 +35,18 @@ pub fn is_left() -> bool {
     LEFT.get().is_some()
 }
 
-/// Leaves the mount namespace, unless it is the first process's. Only while there is a single thread. On an error the
-/// process is where it was.
+/// Leaves the mount namespace, unless it is the first process's: this thread, and those that it starts from then on. On an
+/// error it is where it was.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN`, and whatever a kernel or its policy objects to.
 pub fn leave() -> io::Result<()> {
-    let name = std::fs::read_link("/proc/self/ns/mnt")?;
+    let name = std::fs::read_link("/proc/thread-self/ns/mnt")?;
     // Not readable: another user's, so there are namespaces between us and it.
     if std::fs::read_link("/proc/1/ns/mnt").is_ok_and(|first| first == name) {
         return Ok(());
     }
-    let back = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let back = rustix::fs::open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     // SAFETY: neither memory nor descriptors become others' by it.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     match clear_out() {
@@ -60,6 +60,25 @@ pub fn leave() -> io::Result<()> {
             Err(error.into())
         }
     }
+}
+
+/// The namespace that this thread has left the first one for, for threads that were there before; `None` if it has not.
+#[must_use]
+pub fn now() -> Option<OwnedFd> {
+    LEFT.get()?;
+    let opened = rustix::fs::open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    opened.inspect_err(|error| log::debug!("a namespace without a name: {error}")).ok()
+}
+
+/// Brings this thread alone into a namespace.
+///
+/// # Errors
+/// What unshare(2) and setns(2) object to.
+pub fn enter(namespace: &OwnedFd) -> io::Result<()> {
+    // Who shares its root and its directory with other threads may not.
+    // SAFETY: neither memory nor descriptors become others' by it.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?)
 }
 
 /// Replaces all that the new namespace has inherited.

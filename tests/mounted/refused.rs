@@ -56,7 +56,7 @@ fn where_no_thread_may_give_way_nobody_rides_and_all_is_answered() {
     need!(has_choice(), "with one processor nobody rides anyway");
     let threads = |union: &Union| ran(union.daemon(), "plyfs-rider");
     let rides = layers().mount();
-    assert!(threads(&rides).is_some());
+    assert!(eventually(std::time::Duration::from_secs(10), || threads(&rides).is_some()));
     drop(rides);
     let union = refused(libc::SYS_sched_setscheduler, || layers().mount());
     assert!(eventually(std::time::Duration::from_secs(10), || threads(&union).is_none()));

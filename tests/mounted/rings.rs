@@ -58,6 +58,8 @@ fn requests_come_through_rings_where_the_machine_allows_it() {
     fs::write(layers.lower("large"), &large).unwrap();
     let (options, target) = (layers.options(), layers.merged(""));
     let union = mount(layers, &options, &target, "Y");
+    // The caller is let go before all threads have been started.
+    assert!(eventually(Duration::from_secs(10), || ran(union.daemon(), "plyfs-ring").is_some()));
     let through = || ran(union.daemon(), "plyfs-ring").unwrap();
     let before = through();
     assert!(names(union.merged("d")).len() == 300 && !exists(union.merged("nothing")));

@@ -22,7 +22,7 @@
 //! - [`sys`]: every system call, and the only unsafe code. A descriptor and a name, never a path; no symlink is followed.
 //! - [`overlay`]: the union. A library that knows no FUSE; each file answers to the kernel's file of a like name.
 //! - [`fuse`]: the protocol (`wire`), requests to operations and results to replies (`adapter`; of names `names` and `listing`,
-//!   of attributes `attributes`, of what is read `data`, of opens `passthrough`), the threads (`server`, `worker`), what stands around each request (`boundary`),
+//!   of attributes `attributes`, of what is read `data`, of opens `passthrough`), the threads (`server`, `worker`, `vigil`), what stands around each request (`boundary`),
 //!   mounting and the mount's life (`mount`, `session`), notices (`notices`). fuser does the handshake and the notices.
 //! - [`cli`]: the options as typed and as meant, and the daemon.
 //!

@@ -16,5 +16,6 @@ mod rings;
 pub mod server;
 pub mod session;
 mod sync;
+mod vigil;
 pub mod wire;
 mod worker;

@@ -12,10 +12,11 @@ use super::crew::{Crew, Desk, Fit, Handed, Post, Read};
 use super::follow::{Company, Follower};
 use super::rings::Queue;
 use super::server::MAX_DATA;
+use super::vigil::Vigil;
 use super::wire::{HEADER, Header, REQUEST_HEADER, Reader, Writer, notify, opcode, operation};
 use crate::errno::{Errno, Result};
-use crate::sys;
 use crate::sys::uring::Ring;
+use crate::sys::{self, process};
 
 /// How much data, in bytes, makes a copy-up one that takes long.
 const LONG_COPY: u64 = 1 << 20;
@@ -59,7 +60,7 @@ impl<'a> Worker<'a> {
 
     /// The life of a regular thread.
     pub(super) fn serve(&self, post: Post) {
-        self.crew.serve(post, &mut Seat::new(self, Follower::new()));
+        self.crew.serve(post, &mut Seat::new(self, Follower::new()).with_vigils());
     }
 
     /// The life of the thread that stays with one caller.
@@ -83,8 +84,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Answers a request through the queue that it was read from.
-    fn answer(&self, device: &OwnedFd, message: &Message<'_>, buffers: &mut Buffers) {
+    /// Answers a request through the queue that it was read from. Says whether that was a large piece of data.
+    fn answer(&self, device: &OwnedFd, message: &Message<'_>, buffers: &mut Buffers) -> bool {
         let answer = self.make(message, buffers);
         let sent = match (answer, reply_of(answer, buffers)) {
             (Ok(Answer::Piped(length)), _) => send(device.as_fd(), &mut buffers.channel, length),
@@ -94,6 +95,7 @@ impl<'a> Worker<'a> {
         if let Err(errno) = sent {
             self.undelivered(&message.header, errno, buffers);
         }
+        matches!(answer, Ok(Answer::Piped(_)))
     }
 
     /// Makes the answer to a request.
@@ -175,12 +177,20 @@ struct Seat<'a> {
     length: usize,
     buffers: Buffers,
     follower: Option<Follower>,
+    /// None where the thread's processor is somebody else's, or the only one.
+    vigil: Option<Vigil>,
 }
 
 impl<'a> Seat<'a> {
     fn new(worker: &'a Worker<'a>, follower: Option<Follower>) -> Seat<'a> {
         let (space, buffers) = (space(), Buffers::for_device());
-        Seat { worker, space, header: Header::default(), length: 0, buffers, follower }
+        Seat { worker, space, header: Header::default(), length: 0, buffers, follower, vigil: None }
+    }
+
+    /// The same, which may stay awake between large pieces of data, if that takes no processor from the reader.
+    fn with_vigils(self) -> Seat<'a> {
+        let vigil = self.follower.is_some().then(Vigil::default);
+        Seat { vigil, ..self }
     }
 
     fn company(&mut self) -> Company {
@@ -191,6 +201,9 @@ impl<'a> Seat<'a> {
 
 impl Desk for Seat<'_> {
     fn read(&mut self) -> Read {
+        if let Some(vigil) = &mut self.vigil {
+            vigil.keep(|| process::is_readable(&*self.worker.device));
+        }
         match rustix::io::read(&*self.worker.device, &mut *self.space) {
             Ok(length) => match Message::parse(self.space.get(..length).unwrap_or_default()) {
                 Some(message) => {
@@ -226,7 +239,10 @@ impl Desk for Seat<'_> {
     fn answer(&mut self) {
         let whole = self.space.get(..self.length).unwrap_or_default();
         let message = Message { header: self.header, body: whole.get(REQUEST_HEADER..).unwrap_or_default() };
-        self.worker.answer(&self.worker.device, &message, &mut self.buffers);
+        let large = self.worker.answer(&self.worker.device, &message, &mut self.buffers);
+        if let Some(vigil) = self.vigil.as_mut().filter(|_| large) {
+            vigil.expect_more();
+        }
     }
 
     fn hand(&self) -> Handed {

@@ -27,13 +27,16 @@ done
 # Short: where a path of a socket has more than 108 bytes, podman waits 20 seconds for each container.
 dir=$(mktemp -d /tmp/plyfs-c-XXXXXX)
 export UNDER=${UNDER:-} FIRST=${FIRST:-}
+# Where podman keeps things of a user, whatever it is told; what was there before is somebody else's.
+podmans=()
+for theirs in /tmp/containers-user-4242 /tmp/podman-run-4242; do [ -e "$theirs" ] || podmans+=("$theirs"); done
 clean() {
     # By its number, and then all in its namespace are gone: nobody makes files while they are removed.
     if [ -n "${inside:-}" ]; then
         kill -KILL "$inside" 2>/dev/null || true
         wait "$inside" 2>/dev/null || true
     fi
-    for _ in 1 2 3 4 5; do rm -rf "$dir" && return; sleep 1; done
+    for _ in 1 2 3 4 5; do rm -rf "$dir" "${podmans[@]}" && return; sleep 1; done
 }
 trap clean EXIT
 trap 'exit 1' HUP INT TERM

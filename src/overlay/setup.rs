@@ -393,10 +393,14 @@ impl Writable {
 fn first_that_keeps(at: At<'_>, candidates: &[Namespace]) -> crate::errno::Result<Namespace> {
     let mut last = Errno::ENOTSUP;
     for namespace in candidates {
-        match sys::set_xattr(at, OsStr::new(&Mark::Opaque.name(*namespace)), b"y", 0) {
-            // Another union below may keep such a mark to itself.
-            Ok(()) if is_listed(at, &Mark::Opaque.name(*namespace)) => return Ok(*namespace),
-            Ok(()) => last = Errno::ENOTSUP,
+        let mark = Mark::Opaque.name(*namespace);
+        match sys::set_xattr(at, OsStr::new(&mark), b"y", 0) {
+            Ok(()) if is_listed(at, &mark) => return Ok(*namespace),
+            Ok(()) => {
+                // Another union below may keep such a mark to itself. It is not to stay there; if it has to, it means nothing.
+                sys::remove_xattr(at, OsStr::new(&mark)).unwrap_or_default();
+                last = Errno::ENOTSUP;
+            }
             Err(errno) => last = errno,
         }
     }

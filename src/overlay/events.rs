@@ -148,6 +148,8 @@ impl Overlay {
             self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
         let whose = match &node {
             Some(node) if node.dir.is_some() && self.is_as_noted(node, at) => Whose::Own,
+            // Mostly it is, and one look is enough.
+            Some(node) if node.dir.is_none() && node.own_change.is(&stat) => Whose::Own,
             Some(node) if node.dir.is_none() => node.own_change.whose(|| sys::stat(at)).ok()?,
             _ => Whose::Others,
         };

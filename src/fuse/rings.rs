@@ -15,8 +15,8 @@
 //!
 //! Requests without a reply (FORGET) come as ever, so the ordinary threads are there, too; and they go on alone where the
 //! kernel turns out not to take the rings, or where none can be made when it comes to that (no descriptors, no memory): the
-//! kernel, which would wait for them, is then given one to refuse. Whoever runs the machine has to allow them (`fuse.enable_uring`), and whoever mounts
-//! has to ask.
+//! kernel, which would wait for them, is then given one to refuse. Whoever runs the machine has to allow them
+//! (`fuse.enable_uring`), and whoever mounts has to ask.
 //!
 //! Requests that wait when a spare thread comes are handed out only after a reply from their queue: the spare one makes for
 //! one itself (`Worker::stir`), if the kernel remembers any file.

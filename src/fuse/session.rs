@@ -67,7 +67,7 @@ pub fn serve(
     let (notifier, report) = (session.notifier(), session.reporter());
     let (sender, events) = mpsc::channel();
     let begin = spawn_session_thread(session, sender.clone())?;
-    let serve = |elsewhere| {
+    let let_begin = |elsewhere| {
         if begin.send(elsewhere).is_err() {
             log::debug!("the session is over before it has begun");
         }
@@ -76,7 +76,7 @@ pub fn serve(
     // being answered. The rest is not waited for by the caller, who would be held up by the start of all these threads.
     if let Err(error) = on_ready() {
         // Who has come upon the mount already gets answers as long as it is there.
-        serve(None);
+        let_begin(None);
         leave(&mut point, &events);
         return Err(error);
     }
@@ -84,7 +84,7 @@ pub fn serve(
         mount::leave_namespace(point.as_mut());
     }
     on_session(notifier, for_notices);
-    serve(namespace::now());
+    let_begin(namespace::now());
     spawn_signal_thread(signals, point.as_ref(), sender, report)?;
     until_gone(&mut point, &events)
 }

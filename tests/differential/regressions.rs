@@ -70,6 +70,17 @@ fn dir() -> Node {
     Node::new(Kind::Dir, 0o755)
 }
 
+/// Two names of a file, of which the second lies in a directory below another.
+fn two_names_apart() -> [(&'static str, Node); 5] {
+    [
+        ("d", dir()),
+        ("d/f", file(0o644)),
+        ("e", dir()),
+        ("e/sub", dir()),
+        ("e/sub/g", Node::new(Kind::Link(p("d/f")), 0o644)),
+    ]
+}
+
 fn open_dir() -> Node {
     Node::new(Kind::Dir, 0o777)
 }
@@ -280,13 +291,7 @@ fn numbers() -> Vec<Case> {
             ",index=on",
             settled(case(
                 "the directories above such a name differ also when it is the only one left",
-                &[
-                    ("d", dir()),
-                    ("d/f", file(0o644)),
-                    ("e", dir()),
-                    ("e/sub", dir()),
-                    ("e/sub/g", Node::new(Kind::Link(p("d/f")), 0o644)),
-                ],
+                &two_names_apart(),
                 &[],
                 vec![chmod("d/f"), chmod("e/sub/g"), (ROOT, Op::Unlink { path: p("d/f") })],
             )),
@@ -295,13 +300,7 @@ fn numbers() -> Vec<Case> {
             ",index=on",
             settled(case(
                 "a file is copied up by the name that was looked up last",
-                &[
-                    ("d", dir()),
-                    ("d/f", file(0o644)),
-                    ("e", dir()),
-                    ("e/sub", dir()),
-                    ("e/sub/g", Node::new(Kind::Link(p("d/f")), 0o644)),
-                ],
+                &two_names_apart(),
                 &[],
                 vec![
                     (ROOT, Op::Stat { path: p("d/f") }),

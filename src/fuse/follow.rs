@@ -18,6 +18,13 @@
 //! walk through a tree of processes, one at a time, in which each is new once, and each way back up was a way down before.
 //! Callers that run side by side come back again and again instead. So a caller that comes back counts as a stranger, and one
 //! that was not there before makes up for it.
+//!
+//! No thread can be beside each of several callers, for which of them hears of whom is the kernel's choice: whoever has waited
+//! longest. But if there are as many threads as processors, each on one of its own, then none waits for a processor behind
+//! another while the next one rests. Two processes that create files side by side, on two processors: 0.74 of the time that it
+//! takes with threads that run anywhere, and the same beside busy loops of others.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::wire::{Header, Reader, opcode};
 use crate::sys::cpu::{Processors, Whereabouts};
@@ -59,11 +66,28 @@ pub(super) enum Company {
     Large,
 }
 
+/// Whose the last request was that any thread of a mount has taken.
+#[derive(Debug, Default)]
+pub(super) struct LastCaller(AtomicU32);
+
+impl LastCaller {
+    /// Whose it was until now.
+    fn replace(&self, caller: u32) -> u32 {
+        match self.0.load(Ordering::Relaxed) {
+            // Most often nothing changes, and nothing is taken from another processor's cache.
+            last if last == caller => last,
+            _ => self.0.swap(caller, Ordering::Relaxed),
+        }
+    }
+}
+
 /// One thread's knowledge of its callers.
 #[derive(Debug)]
 pub(super) struct Follower {
     allowed: Processors,
     place: Option<usize>,
+    /// Where the thread is while there are several callers, if that is anywhere in particular.
+    home: Option<usize>,
     caller: u32,
     /// The callers before it, the last first.
     earlier: [u32; REMEMBERED],
@@ -88,18 +112,38 @@ impl Follower {
         Some(Follower::fresh(allowed, None, 0))
     }
 
+    /// The same, with a processor to be on while there are several callers.
+    pub(super) fn at_home(self, home: Option<usize>) -> Follower {
+        Follower { home, ..self }
+    }
+
     /// One that knows nothing but its caller.
     fn fresh(allowed: Processors, place: Option<usize>, caller: u32) -> Follower {
         let earlier = [0; REMEMBERED];
         let (in_a_row, unseen, strangers, flights, pieces, pause) = (0, 0, 0, 0, 0, 0);
-        Follower { allowed, place, caller, earlier, seen: None, in_a_row, unseen, strangers, flights, pieces, pause }
+        let home = None;
+        Follower {
+            allowed,
+            place,
+            home,
+            caller,
+            earlier,
+            seen: None,
+            in_a_row,
+            unseen,
+            strangers,
+            flights,
+            pieces,
+            pause,
+        }
     }
 
     /// Notes a request that this thread is about to answer, and moves the thread if that is due.
-    pub(super) fn note(&mut self, header: &Header, body: &[u8]) -> Company {
+    pub(super) fn note(&mut self, header: &Header, body: &[u8], last: &LastCaller) -> Company {
         if header.pid == 0 || matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) {
             return Company::AsBefore;
         }
+        let last = last.replace(header.pid);
         if is_large(header, body) {
             self.pieces = (self.pieces + 2).min(2 * ROW);
             if self.pieces == 2 * ROW {
@@ -113,8 +157,13 @@ impl Follower {
         if self.pause > 0 {
             self.pause -= 1;
         } else {
+            // What other threads hear counts as well: of two callers this one may hear one only.
+            let elsewhere = if last == 0 || last == self.caller { Company::AsBefore } else { self.meet(last) };
             if header.pid != self.caller {
                 return self.meet(header.pid);
+            }
+            if elsewhere != Company::AsBefore {
+                return elsewhere;
             }
             self.in_a_row += 1;
             if self.in_a_row >= LOOK_EVERY {
@@ -139,7 +188,7 @@ impl Follower {
         self.strangers = if back { self.strangers + 1 } else { self.strangers.saturating_sub(1) };
         if self.strangers > STRANGERS {
             self.unseen = 0;
-            self.go(None);
+            self.go(self.home);
             return Company::Several;
         }
         // It is not followed at once: a step of a script asks for little, and to go where it is costs as much as that.
@@ -167,8 +216,7 @@ impl Follower {
 
     /// Goes to a caller that another thread found alone. What was known of former callers is forgotten.
     pub(super) fn join(&mut self, caller: u32) {
-        let (allowed, place) = (self.allowed, self.place);
-        *self = Follower::fresh(allowed, place, caller);
+        *self = Follower::fresh(self.allowed, self.place, caller).at_home(self.home);
         let found = self.see();
         self.go(found);
     }
@@ -225,6 +273,13 @@ mod tests {
         Header { opcode, pid, ..Header::default() }
     }
 
+    /// A request that the only thread there is hears.
+    fn note(follower: &mut Follower, header: &Header, body: &[u8]) -> Company {
+        let last = LastCaller::default();
+        last.replace(if follower.caller == 0 { header.pid } else { follower.caller });
+        follower.note(header, body, &last)
+    }
+
     fn own_thread() -> u32 {
         rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
     }
@@ -233,7 +288,7 @@ mod tests {
     fn settled() -> Option<Follower> {
         let mut follower = Follower::new()?;
         for _ in 0..=LOOK_EVERY {
-            follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0");
+            note(&mut follower, &request(opcode::LOOKUP, own_thread()), b"name\0");
         }
         Some(follower)
     }
@@ -245,10 +300,30 @@ mod tests {
         assert_eq!(Processors::allowed().map(|now| now.count()), Ok(1));
         // They run side by side: each comes back after the other.
         for n in 0..STRANGERS + 3 {
-            follower.note(&request(opcode::LOOKUP, u32::MAX - n % 2), b"name\0");
+            note(&mut follower, &request(opcode::LOOKUP, u32::MAX - n % 2), b"name\0");
         }
         assert_eq!(follower.place, None);
         assert_eq!(Processors::allowed().map(|now| now.count()), Ok(follower.allowed.count()));
+    }
+
+    #[test]
+    fn of_several_callers_a_thread_goes_home_even_if_it_hears_of_one_only() {
+        let Some(follower) = settled() else { return eprintln!("skipped: one processor") };
+        let elsewhere = follower.allowed.numbers().find(|number| Some(*number) != follower.place);
+        let mut follower = follower.at_home(elsewhere);
+        let last = LastCaller::default();
+        for n in 0..4 * LOOK_EVERY {
+            // What another thread takes between its own.
+            last.replace(u32::MAX);
+            let told = follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0", &last);
+            assert_eq!(told == Company::Several, n >= STRANGERS / 2, "{n}");
+        }
+        assert_eq!(follower.place, elsewhere);
+        assert_eq!(Processors::allowed().map(|now| now.count()), Ok(1));
+        // The other one has ended.
+        let own = request(opcode::LOOKUP, own_thread());
+        let told: Vec<Company> = (0..2 * LOOK_EVERY).map(|_| follower.note(&own, b"name\0", &last)).collect();
+        assert!(told.contains(&Company::One) && !told.contains(&Company::Several));
     }
 
     #[test]
@@ -257,7 +332,7 @@ mod tests {
         // A script, whose steps are processes that make processes of their own.
         for n in (0..100).map(|n| u32::MAX - 3 * n) {
             for caller in [own_thread(), n, n - 1, n, n - 2, n, own_thread()] {
-                assert_ne!(follower.note(&request(opcode::LOOKUP, caller), b"name\0"), Company::Several);
+                assert_ne!(note(&mut follower, &request(opcode::LOOKUP, caller), b"name\0"), Company::Several);
             }
             assert!(follower.place.is_some());
         }
@@ -269,7 +344,7 @@ mod tests {
         // Each second step is a process of its own, that asks once. The last to ask is one that is there.
         let steps =
             (0..2 * LOOK_EVERY).flat_map(|n| [own_thread(), if n % 2 == 0 { u32::MAX - n } else { own_thread() }]);
-        let mut told = steps.map(|caller| follower.note(&request(opcode::LOOKUP, caller), b"name\0"));
+        let mut told = steps.map(|caller| note(&mut follower, &request(opcode::LOOKUP, caller), b"name\0"));
         let told = told.any(|company| company == Company::One);
         assert!(told);
     }
@@ -282,7 +357,7 @@ mod tests {
             // Each step asks for a few things, in turn with those of the other.
             [one, other, one, other, one, other]
                 .iter()
-                .any(|caller| follower.note(&request(opcode::LOOKUP, *caller), b"name\0") == Company::Several)
+                .any(|caller| note(&mut follower, &request(opcode::LOOKUP, *caller), b"name\0") == Company::Several)
         });
         assert!(told);
     }
@@ -303,7 +378,7 @@ mod tests {
                 let (caller, there) = reports.recv().unwrap();
                 assert_eq!(there, Ok(()));
                 for _ in 0..=LOOK_EVERY {
-                    assert_ne!(follower.note(&request(opcode::LOOKUP, caller), b"name\0"), Company::Several);
+                    assert_ne!(note(&mut follower, &request(opcode::LOOKUP, caller), b"name\0"), Company::Several);
                 }
                 assert!(follower.place.is_some());
                 assert_eq!(follower.place, processor_of(caller));
@@ -321,14 +396,14 @@ mod tests {
     fn a_large_file_sets_a_thread_free_for_a_while() {
         let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
         let read = |n: u32| piece(u64::from(n) * u64::from(LARGE), LARGE);
-        let told = (0..=ROW).map(|n| follower.note(&request(opcode::READ, own_thread()), &read(n))).last();
+        let told = (0..=ROW).map(|n| note(&mut follower, &request(opcode::READ, own_thread()), &read(n))).last();
         assert_eq!((told, follower.place), (Some(Company::Large), None));
         for _ in 0..ROW_REMEMBERED {
-            follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0");
+            note(&mut follower, &request(opcode::LOOKUP, own_thread()), b"name\0");
         }
         assert_eq!(follower.place, None);
         for _ in 0..4 * LOOK_EVERY {
-            follower.note(&request(opcode::LOOKUP, own_thread()), b"name\0");
+            note(&mut follower, &request(opcode::LOOKUP, own_thread()), b"name\0");
         }
         assert!(follower.place.is_some());
     }
@@ -339,11 +414,11 @@ mod tests {
         let read = [piece(0, 2 * LARGE), piece(1 << 20, LARGE - 1), piece(1 << 20, 2 * LARGE)];
         for n in 0..100 {
             for asked in read.iter().chain([&piece(0, LARGE)]) {
-                assert_ne!(follower.note(&request(opcode::READ, own_thread()), asked), Company::Large, "{n}");
+                assert_ne!(note(&mut follower, &request(opcode::READ, own_thread()), asked), Company::Large, "{n}");
             }
             for _ in 0..2 * ROW {
                 let data = vec![0; LARGE as usize];
-                assert_ne!(follower.note(&request(opcode::WRITE, own_thread()), &data), Company::Large, "{n}");
+                assert_ne!(note(&mut follower, &request(opcode::WRITE, own_thread()), &data), Company::Large, "{n}");
             }
         }
         assert!(follower.place.is_some());
@@ -354,8 +429,8 @@ mod tests {
         let Some(mut follower) = settled() else { return eprintln!("skipped: one processor") };
         let place = follower.place;
         for pid in 1..100 {
-            follower.note(&request(opcode::FORGET, pid), &[]);
-            follower.note(&request(opcode::WRITE, 0), &[]);
+            note(&mut follower, &request(opcode::FORGET, pid), &[]);
+            note(&mut follower, &request(opcode::WRITE, 0), &[]);
         }
         assert_eq!(follower.place, place);
     }

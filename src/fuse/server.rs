@@ -15,11 +15,12 @@ use fuser::{Config, InitFlags, KernelConfig, Notifier, Request, Session, Session
 use super::adapter::Adapter;
 use super::boundary::Tallies;
 use super::crew::{Crew, Post};
-use super::follow::Follower;
+use super::follow::{Follower, LastCaller};
 use super::passthrough::{self, Passthrough, Wish};
 use super::rings::{Queue, Rings};
 use super::worker::Worker;
 use crate::errno::Errno;
+use crate::sys::cpu::Processors;
 use crate::sys::{self, process};
 
 /// The most data that one request or reply carries, in bytes.
@@ -178,12 +179,13 @@ impl Server {
     pub fn run(&self) -> io::Result<()> {
         // Without a choice of processors there is nothing to ride for. With rings, callers are met where they are.
         let rides = self.rings.is_none() && Follower::new().is_some();
-        let crew = &Crew::new(self.options.threads, rides);
-        let worker = |device| Worker::new(&self.adapter, crew, device, self.tallies.begin());
+        let (crew, last) = (&Crew::new(self.options.threads, rides), &LastCaller::default());
+        let worker = |device| Worker::new(&self.adapter, (crew, last), device, self.tallies.begin());
+        let homes = homes(self.options.threads);
         std::thread::scope(|scope| {
             for n in 1..self.options.threads {
-                let worker = worker(self.queue());
-                start(scope, &format!("plyfs-{n}"), move || worker.serve(Post::Regular))?;
+                let (worker, home) = (worker(self.queue()), homes.get(n).copied());
+                start(scope, &format!("plyfs-{n}"), move || worker.serve(Post::Regular, home))?;
             }
             if crew.rides() {
                 let worker = worker(self.queue());
@@ -196,7 +198,7 @@ impl Server {
                 }
                 let (worker, mark) = (worker(self.queue()), spares.clone());
                 let life = move || {
-                    worker.serve(Post::Spare);
+                    worker.serve(Post::Spare, None);
                     drop(mark);
                 };
                 let started = start(scope, "plyfs-spare", life);
@@ -207,7 +209,7 @@ impl Server {
             if let Some(rings) = &self.rings {
                 self.start_rings(scope, rings, &worker)?;
             }
-            worker(self.device.clone()).serve(Post::Regular);
+            worker(self.device.clone()).serve(Post::Regular, homes.first().copied());
             self.rings.iter().for_each(Rings::dismiss);
             self.adapter.overlay().release();
             Ok(())
@@ -255,6 +257,12 @@ impl Server {
             }
         }
     }
+}
+
+/// A processor for each of so many threads, if there are as many.
+fn homes(threads: usize) -> Vec<usize> {
+    let numbers: Vec<usize> = Processors::allowed().map(|allowed| allowed.numbers().collect()).unwrap_or_default();
+    if numbers.len() == threads { numbers } else { Vec::new() }
 }
 
 /// Starts a thread of this name.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::adapter::{Adapter, Answer, Buffers, Channel};
 use super::boundary::Tally;
 use super::crew::{Crew, Desk, Fit, Handed, Post, Read};
-use super::follow::{Company, Follower};
+use super::follow::{Company, Follower, LastCaller};
 use super::rings::Queue;
 use super::server::MAX_DATA;
 use super::vigil::Vigil;
@@ -25,6 +25,7 @@ const LONG_COPY: u64 = 1 << 20;
 pub(super) struct Worker<'a> {
     adapter: &'a Adapter,
     crew: &'a Crew,
+    last: &'a LastCaller,
     device: Arc<OwnedFd>,
     tally: Arc<Tally>,
 }
@@ -54,13 +55,19 @@ fn space() -> Vec<u8> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(adapter: &'a Adapter, crew: &'a Crew, device: Arc<OwnedFd>, tally: Arc<Tally>) -> Worker<'a> {
-        Worker { adapter, crew, device, tally }
+    pub(super) fn new(
+        adapter: &'a Adapter,
+        (crew, last): (&'a Crew, &'a LastCaller),
+        device: Arc<OwnedFd>,
+        tally: Arc<Tally>,
+    ) -> Worker<'a> {
+        Worker { adapter, crew, last, device, tally }
     }
 
-    /// The life of a regular thread.
-    pub(super) fn serve(&self, post: Post) {
-        self.crew.serve(post, &mut Seat::new(self, Follower::new()).with_vigils());
+    /// The life of a regular thread, with a processor to be on while there are several callers.
+    pub(super) fn serve(&self, post: Post, home: Option<usize>) {
+        let follower = Follower::new().map(|follower| follower.at_home(home));
+        self.crew.serve(post, &mut Seat::new(self, follower).with_vigils());
     }
 
     /// The life of the thread that stays with one caller.
@@ -195,7 +202,7 @@ impl<'a> Seat<'a> {
 
     fn company(&mut self) -> Company {
         let body = self.space.get(REQUEST_HEADER..self.length).unwrap_or_default();
-        self.follower.as_mut().map_or(Company::AsBefore, |follower| follower.note(&self.header, body))
+        self.follower.as_mut().map_or(Company::AsBefore, |follower| follower.note(&self.header, body, self.worker.last))
     }
 }
 
@@ -319,7 +326,7 @@ mod tests {
         let to = tempfile::NamedTempFile::new().unwrap();
         let device = Arc::new(OwnedFd::from(to.reopen().unwrap()));
         let (crew, tallies) = (Crew::new(1, false), Tallies::default());
-        Worker::new(&adapter, &crew, device, tallies.begin()).stir(1 << 63);
+        Worker::new(&adapter, (&crew, &LastCaller::default()), device, tallies.begin()).stir(1 << 63);
         fs::read(to.path()).unwrap()
     }
 

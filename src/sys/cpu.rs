@@ -32,6 +32,11 @@ impl Processors {
         })
     }
 
+    /// Their numbers, ascending.
+    pub fn numbers(&self) -> impl Iterator<Item = usize> {
+        (0..CpuSet::MAX_CPU).filter(|number| self.0.is_set(*number))
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> u32 {
@@ -164,8 +169,8 @@ mod tests {
     fn a_thread_that_is_kept_to_one_processor_is_seen_there() -> Result<()> {
         let allowed = Processors::allowed()?;
         let thread = this_thread();
-        for number in 0..CpuSet::MAX_CPU {
-            let Some(one) = allowed.only(number) else { continue };
+        for number in allowed.numbers() {
+            let one = allowed.only(number).expect("one of them");
             assert_eq!(one.count(), 1);
             one.keep_to()?;
             assert_eq!(processor_of(thread), Some(number));
@@ -184,8 +189,8 @@ mod tests {
             }
         });
         let seen = Whereabouts::of(gone.1.recv().unwrap().0).expect("it runs");
-        for number in 0..CpuSet::MAX_CPU {
-            let Some(one) = allowed.only(number) else { continue };
+        for number in allowed.numbers() {
+            let one = allowed.only(number).expect("one of them");
             go.0.send(one).unwrap();
             gone.1.recv().unwrap().1?;
             assert_eq!(seen.processor(), Some(number));

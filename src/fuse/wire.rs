@@ -305,17 +305,18 @@ pub trait Writer {
     }
 }
 
-impl Writer for Vec<u8> {
+/// Whether the bytes go to memory of their own or onto the stack.
+impl<B: Extend<u8>> Writer for B {
     fn put_u16(&mut self, value: u16) {
-        self.extend_from_slice(&value.to_ne_bytes());
+        self.extend(value.to_ne_bytes());
     }
 
     fn put_u32(&mut self, value: u32) {
-        self.extend_from_slice(&value.to_ne_bytes());
+        self.extend(value.to_ne_bytes());
     }
 
     fn put_u64(&mut self, value: u64) {
-        self.extend_from_slice(&value.to_ne_bytes());
+        self.extend(value.to_ne_bytes());
     }
 }
 

@@ -6,6 +6,8 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::adapter::{Adapter, Answer, Buffers, Channel};
 use super::boundary::Tally;
 use super::crew::{Crew, Desk, Fit, Handed, Post, Read};
@@ -291,14 +293,25 @@ fn send(device: BorrowedFd<'_>, channel: &mut Channel, length: usize) -> Result<
     Ok(())
 }
 
+/// The longest reply, in bytes, that is sent in one piece: with its header an entry, the longest of the small ones, has 144.
+const SHORT: usize = 256;
+
+/// A short reply, which no boundary of pages divides: of each piece and each page that it is written from the kernel has to get hold.
+#[repr(align(512))]
+struct Short(SmallVec<[u8; SHORT]>);
+
 /// Sends a reply in one write, as the protocol wants it.
 fn reply(device: BorrowedFd<'_>, unique: u64, error: i32, payload: &[u8]) -> Result<()> {
-    let mut header = Vec::with_capacity(HEADER.into());
     let length = u32::try_from(payload.len()).map_err(|_| Errno::EIO)?;
-    header.put_out_header(length, error.cast_unsigned(), unique);
-    let parts = [IoSlice::new(&header), IoSlice::new(payload)];
-    let parts = if payload.is_empty() { parts.get(..1).unwrap_or_default() } else { &parts };
-    rustix::io::retry_on_intr(|| rustix::io::writev(device, parts))?;
+    let mut short = Short(SmallVec::new());
+    short.0.put_out_header(length, error.cast_unsigned(), unique);
+    if short.0.len() + payload.len() <= SHORT {
+        short.0.extend_from_slice(payload);
+        rustix::io::retry_on_intr(|| rustix::io::write(device, &short.0))?;
+    } else {
+        let parts = [IoSlice::new(&short.0), IoSlice::new(payload)];
+        rustix::io::retry_on_intr(|| rustix::io::writev(device, &parts))?;
+    }
     Ok(())
 }
 
@@ -337,5 +350,28 @@ mod tests {
         assert_eq!(message.get(..4), Some(48u32.to_ne_bytes().as_slice()));
         assert_eq!(message.get(16..24), Some((1u64 << 63).to_ne_bytes().as_slice()));
         assert!(stirred(false).is_empty());
+    }
+
+    #[test]
+    fn a_reply_is_one_message_however_long_it_is() {
+        assert!(size_of::<Short>() <= 512, "it fits where no page ends");
+        for length in [0, 1, 104, 128, SHORT - 16, SHORT - 15, 4096, 1 << 20] {
+            let (from, to) = rustix::net::socketpair(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+            .unwrap();
+            rustix::net::sockopt::set_socket_send_buffer_size(&from, 4 << 20).unwrap();
+            let payload: Vec<u8> = (0..length).map(|n| n.to_ne_bytes()[0]).collect();
+            reply(from.as_fd(), 7, -2, &payload).unwrap();
+            let mut message = vec![0; length + 100];
+            let arrived = rustix::io::read(&to, &mut *message).unwrap();
+            assert_eq!(arrived, length + 16);
+            let mut header = Vec::new();
+            header.put_out_header(length.try_into().unwrap(), (-2i32).cast_unsigned(), 7);
+            assert_eq!((&message[..16], &message[16..arrived]), (&*header, &*payload), "{length}");
+        }
     }
 }

@@ -85,9 +85,7 @@ impl Overlay {
     /// Whether the upper has under a name what the union knows to be there.
     fn is_as_known(&self, watcher: &Watcher, dir: &Arc<Node>, name: &OsStr) -> bool {
         let Ok(fd) = self.dir_fd(dir, UPPER) else { return false };
-        // A request under way has changed the name, and will say so before it lets go of it.
-        let Ok(_settled) = self.names(dir).map(|names| names.read()) else { return false };
-        match sys::stat(At::Name(fd.as_fd(), name)) {
+        let look = || match sys::stat(At::Name(fd.as_fd(), name)) {
             Ok(stat) if !stat.is_null_device() => {
                 let node = self.table.find(&Key::Real(RealId::of(&stat)));
                 node.is_some_and(|node| {
@@ -100,14 +98,23 @@ impl Overlay {
                 })
             }
             _ => watcher.removed.has(&(dir.id, name.to_owned())),
+        };
+        // Mostly it has, and nobody who makes names there need wait for that to be seen.
+        if look() {
+            return true;
         }
+        // A request under way has changed the name, and will say so before it lets go of it.
+        let Ok(_settled) = self.names(dir).map(|names| names.read()) else { return false };
+        look()
     }
 
     /// The object of a name changed in a layer. Says whose doing that was: an event of which that is open is looked at again.
     fn object_happened(&self, listener: &dyn Listener, dir: &Arc<Node>, layer: LayerIndex, name: &OsStr) -> Whose {
         let Ok(fd) = self.dir_fd(dir, layer) else { return Whose::Others };
         let at = At::Name(fd.as_fd(), name);
-        let Some((stat, node, whose)) = self.settled(dir, at, name) else { return Whose::Others };
+        let Some((stat, node, whose)) = self.own(layer, at).or_else(|| self.settled(dir, at, name)) else {
+            return Whose::Others;
+        };
         let Some(node) = node else {
             if layer != UPPER && stat.is_dir() {
                 // A part of one, which may have become opaque; a node is known by the topmost.
@@ -138,6 +145,14 @@ impl Overlay {
         Whose::Others
     }
 
+    /// What [`Overlay::settled`] would say, if the last change was noted as the union's own: then nobody need wait for that to
+    /// be seen. Mostly it was.
+    fn own(&self, layer: LayerIndex, at: At<'_>) -> Option<(Stat, Option<Arc<Node>>, Whose)> {
+        let stat = (layer == UPPER).then(|| sys::stat(at).ok()).flatten()?;
+        let node = self.table.find(&Key::Real(RealId::of(&stat))).filter(|node| node.own_change.is(&stat))?;
+        Some((stat, Some(node), Whose::Own))
+    }
+
     /// What a name has in a layer, the node that stands for it, and whose doing its last change was: while no request is
     /// under way that has changed the name and not said so yet.
     fn settled(&self, dir: &Arc<Node>, at: At<'_>, name: &OsStr) -> Option<(Stat, Option<Arc<Node>>, Whose)> {
@@ -148,8 +163,6 @@ impl Overlay {
             self.table.find(&Key::Real(RealId::of(&stat))).or_else(|| self.table.find(&Key::Name(dir.id, name.into())));
         let whose = match &node {
             Some(node) if node.dir.is_some() && self.is_as_noted(node, at) => Whose::Own,
-            // Mostly it is, and one look is enough.
-            Some(node) if node.dir.is_none() && node.own_change.is(&stat) => Whose::Own,
             Some(node) if node.dir.is_none() => node.own_change.whose(|| sys::stat(at)).ok()?,
             _ => Whose::Others,
         };
@@ -158,8 +171,11 @@ impl Overlay {
 
     /// Whether a directory's last change was the union's own. Whoever changes names in it holds them until that is noted.
     fn is_as_noted(&self, node: &Node, at: At<'_>) -> bool {
-        let _settled = self.names(node).map(|names| names.read());
-        sys::stat(at).is_ok_and(|stat| node.own_change.is(&stat))
+        let look = || sys::stat(at).is_ok_and(|stat| node.own_change.is(&stat));
+        look() || {
+            let _settled = self.names(node).map(|names| names.read());
+            look()
+        }
     }
 
     /// A watched directory itself changed in a layer.

@@ -127,6 +127,15 @@ impl Rare {
     }
 }
 
+impl State {
+    /// The name did not go, after all: the next time another object may be under it, which is then the one to keep.
+    pub fn unpin(&mut self) {
+        if matches!(self.place, Place::In { .. }) {
+            drop(self.rare.take_object());
+        }
+    }
+}
+
 /// Where a node's name is.
 #[derive(Clone, Debug)]
 pub(super) enum Place {

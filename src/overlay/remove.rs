@@ -179,7 +179,7 @@ impl Overlay {
             };
             self.pin_object(node, state, real.as_fd(), name)?;
         }
-        self.change_names(&[(parent, dir.as_fd())], || {
+        let taken = self.change_names(&[(parent, dir.as_fd())], || {
             if found.layer != UPPER {
                 self.make_whiteout(dir.as_fd(), name)
             } else if lower && counted.is_some() {
@@ -190,7 +190,13 @@ impl Overlay {
             } else {
                 sys::unlink(dir.as_fd(), name)
             }
-        })?;
+        });
+        if let Err(errno) = taken {
+            if let Some(state) = &mut state {
+                state.unpin();
+            }
+            return Err(errno);
+        }
         let mut gone = match counted {
             Some(counted) => self.name_removed(counted, node.zip(state.as_deref_mut())),
             None => Vec::new(),

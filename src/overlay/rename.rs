@@ -321,7 +321,11 @@ impl Overlay {
             states.push((node.id, state));
         }
         let dirs = [(&*old.parent, old.dir.as_fd()), (&*new.parent, new.dir.as_fd())];
-        self.change_names(if old.parent.id == new.parent.id { &dirs[..1] } else { &dirs }, on_disk)?;
+        if let Err(errno) = self.change_names(if old.parent.id == new.parent.id { &dirs[..1] } else { &dirs }, on_disk)
+        {
+            states.iter_mut().for_each(|(_, state)| state.unpin());
+            return Err(errno);
+        }
         let mut gone = Vec::new();
         if let Some(counted) = counted {
             let state = replaced.and_then(|replaced| states.iter_mut().find(|(id, _)| *id == replaced.id));

@@ -1,11 +1,15 @@
 //! Removal: what the upper holds afterwards, and that nothing of a lower ever shows in its place.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use plyfs::errno::Errno;
+use plyfs::overlay::{Overlay, Privileges, Rename};
+use plyfs::sys::faults;
 
 use crate::fixture::{Layers, union};
+use crate::vfs::caller;
 
 #[test]
 fn removing_a_lower_name_leaves_a_whiteout_and_nothing_else() {
@@ -191,4 +195,29 @@ fn where_whiteouts_are_names_nothing_shows_either() {
     u.shows("");
     assert!(u.upper_path(".wh.d").exists() && !u.upper_path("d").exists());
     u.reopen().shows("");
+}
+
+#[test]
+fn who_has_a_file_open_whose_removal_failed_at_first_keeps_what_was_written_since() {
+    let layers = Layers::of(&["f = lower\n g = lower"]).volatile();
+    let u = Overlay::new(&layers.config).unwrap();
+    let (f, g) = (OsStr::new("f"), OsStr::new("g"));
+    u.mknod(&caller(), u.root(), OsStr::new("over"), libc::S_IFREG | 0o644, 0).unwrap();
+    let unlink = || u.unlink(&caller(), u.root(), f);
+    let rename = || u.rename(&caller(), (u.root(), OsStr::new("over")), (u.root(), g), Rename::Replace);
+    let removals: [&dyn Fn() -> Result<(), Errno>; 2] = [&unlink, &rename];
+    for ((name, call), remove) in [(f, "mknodat"), (g, "renameat2")].into_iter().zip(removals) {
+        let node = u.lookup(&caller(), u.root(), name).unwrap().id;
+        faults::deny(Some((call, Errno::ENOSPC)));
+        let failed = remove();
+        faults::deny(None);
+        assert_eq!(failed, Err(Errno::ENOSPC));
+        u.write(node, 0, b"upper", Privileges::Keep).unwrap();
+        remove().unwrap();
+        u.close_kept();
+        let mut text = [0; 10];
+        assert_eq!((u.read(node, 0, &mut text), &text[..5]), (Ok(5), &b"upper"[..]), "{}", name.display());
+        u.write(node, 0, b"later", Privileges::Keep).unwrap();
+        assert_eq!(fs::read_to_string(layers.lower(1, name)).unwrap(), "lower");
+    }
 }

@@ -95,6 +95,7 @@ impl Overlay {
                 node
             }
         };
+        self.recent.note(parent.id, &name, node.id);
         node.xattrs.see(&found.stat);
         for (layer, fd) in found.fds {
             self.dirs.insert((node.id, layer), Arc::new(fd));

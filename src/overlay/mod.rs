@@ -30,6 +30,7 @@ mod origin;
 mod override_stat;
 mod own_change;
 mod readdir;
+mod recent;
 mod redirect;
 mod remove;
 mod rename;

@@ -7,11 +7,12 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::node::{Node, NodeId, UPPER};
+use super::node::{LayerIndex, Node, NodeId, UPPER};
 use super::order::RwLock;
 use super::resolve::{Found, From};
 use super::superblock::{Caller, Overlay};
 use super::table::Key;
+use super::whiteout::is_wh_name;
 use crate::errno::{Errno, Result};
 use crate::sys::{self, AsFd, At, Kind, RenameFlags};
 
@@ -22,6 +23,13 @@ impl Overlay {
         self.copy_up(&parent)?;
         self.count_before_removal(&parent, name)?;
         let _names = self.names(&parent)?.write();
+        if let Some((node, layer)) = self.lower_file(&parent, name) {
+            match self.take_away(&parent, name, layer, Some(&node), true) {
+                // Something was put into the upper behind the mount.
+                Err(Errno::EEXIST) => {}
+                result => return result,
+            }
+        }
         let mut found = self.resolve(&parent, name, From::Top)?.ok_or(Errno::ENOENT)?;
         if found.stat.is_dir() {
             return Err(Errno::EISDIR);
@@ -29,7 +37,23 @@ impl Overlay {
         self.link_up(&parent, name, &mut found)?;
         let node = self.known(&parent, name, &found);
         let lower = self.must_hide(&parent, name, &found)?;
-        self.take_away(&parent, name, &found, node.as_ref(), lower)
+        self.take_away(&parent, name, found.layer, node.as_ref(), lower)
+    }
+
+    /// What is known to be under a name: an object of a lower layer, and which. It is believed as the kernel believes it who
+    /// was told of the name: the directory is watched. Whoever makes a whiteout of it needs not look into any layer:
+    /// that the upper has nothing there the making finds out, and what the lowers have does not matter to it.
+    fn lower_file(&self, parent: &Arc<Node>, name: &OsStr) -> Option<(Arc<Node>, LayerIndex)> {
+        if self.index.is_some() || !self.device_whiteouts || is_wh_name(name) {
+            return None;
+        }
+        let node = self.recent.guess(parent.id, name).and_then(|id| self.table.get(id))?;
+        let layer = {
+            let state = node.state.read();
+            let known = node.kind != Kind::Dir && state.layer != UPPER && state.place.is(parent, name);
+            known.then_some(state.layer)?
+        };
+        self.is_watched(parent).then_some((node, layer))
     }
 
     /// Removes an empty directory: one in which the union shows nothing. `ENOENT`, `ENOTDIR`, `ENOTEMPTY`.
@@ -163,24 +187,21 @@ impl Overlay {
         &self,
         parent: &Arc<Node>,
         name: &OsStr,
-        found: &Found,
+        layer: LayerIndex,
         node: Option<&Arc<Node>>,
         lower: bool,
     ) -> Result<()> {
         let dir = self.dir_fd(parent, UPPER)?;
-        let counted = self.object_to_count(dir.as_fd(), name, found.layer)?;
+        let counted = self.object_to_count(dir.as_fd(), name, layer)?;
         let mut state = node.map(|node| node.state.write());
         if let (Some(node), Some(state)) = (node, &mut state)
             && state.place.is(parent, name)
         {
-            let real = match found.layer {
-                UPPER => dir.clone(),
-                layer => self.dir_fd(parent, layer)?,
-            };
+            let real = if layer == UPPER { dir.clone() } else { self.dir_fd(parent, layer)? };
             self.pin_object(node, state, real.as_fd(), name)?;
         }
         let taken = self.change_names(&[(parent, dir.as_fd())], || {
-            if found.layer != UPPER {
+            if layer != UPPER {
                 self.make_whiteout(dir.as_fd(), name)
             } else if lower && counted.is_some() {
                 self.cover_by_whiteout(dir.as_fd(), name)

@@ -20,6 +20,7 @@ use super::node::{LowerDir, Node, Place, ROOT_ID, RealId, UPPER};
 use super::order::{Level, RwLock};
 use super::override_stat::{check, find_sources};
 use super::readdir::Listings;
+use super::recent::Recent;
 use super::superblock::Overlay;
 use super::table::Table;
 use super::uuid::settle;
@@ -112,6 +113,7 @@ impl Overlay {
             writers: FdCache::new((limit / 8).clamp(16, 2048)),
             whiteouts: FdCache::new(1),
             listings: Listings::default(),
+            recent: Recent::default(),
             count_locks: CountLocks::default(),
             crossing: RwLock::new(Level::Crossing, ()),
             renaming: RwLock::new(Level::Renaming, ()),

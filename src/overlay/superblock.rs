@@ -19,6 +19,7 @@ use super::nlink::CountLocks;
 use super::node::{LayerIndex, Nameless, Node, NodeId, Place, RealId, UPPER};
 use super::order::RwLock;
 use super::readdir::Listings;
+use super::recent::Recent;
 use super::sync::Uncommitted;
 use super::table::Table;
 use super::watch::{Listener, Watcher};
@@ -64,6 +65,8 @@ pub struct Overlay {
     /// The whiteout that others are made names of.
     pub(super) whiteouts: FdCache<()>,
     pub(super) listings: Listings,
+    /// The nodes of names that were looked up lately.
+    pub(super) recent: Recent,
     pub(super) count_locks: CountLocks,
     /// Held for writing while the names of two directories anywhere in the tree are locked, for reading while those of a
     /// directory and of one in it are: the one goes by ids, the other down the tree, and together they would not be an order.

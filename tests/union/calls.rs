@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use plyfs::errno::Errno;
@@ -95,6 +95,30 @@ fn whiteouts_are_names_of_one_inode() {
     u.unlink(&caller(), d, named("c")).unwrap();
     u.unlink(&caller(), d, named("d")).unwrap();
     assert_eq!(inode("c"), inode("d"));
+}
+
+#[test]
+fn a_known_lower_file_is_not_looked_for_when_it_goes() {
+    let layers = Layers::of(&["d/x = 1", "d/x = 1", "d/a = 1\n d/b = 1\n d/c = 1\n d/e = 1"]).volatile();
+    let u = watched(&layers);
+    let d = u.lookup(&caller(), u.root(), named("d")).unwrap().id;
+    u.unlink(&caller(), d, named("a")).unwrap();
+    for name in ["b", "c", "e"] {
+        u.lookup(&caller(), d, named(name)).unwrap();
+    }
+    // It is kept open, for whoever has it open.
+    let (_, seen) = calls(|| u.unlink(&caller(), d, named("b")).unwrap());
+    assert_eq!(seen, ["openat", "linkat"]);
+    assert_eq!(u.unlink(&caller(), d, named("b")), Err(Errno::ENOENT));
+    // What came to the upper behind the mount goes, too, and no lower shows for it.
+    let upper = |name: &str| layers.upper_path("d").join(name);
+    let is_whiteout = |name: &str| fs::symlink_metadata(upper(name)).unwrap().file_type().is_char_device();
+    fs::write(upper("c"), "new").unwrap();
+    u.unlink(&caller(), d, named("c")).unwrap();
+    assert!(is_whiteout("c"));
+    fs::hard_link(upper("b"), upper("e")).unwrap();
+    assert_eq!(u.unlink(&caller(), d, named("e")), Err(Errno::ENOENT));
+    assert!(is_whiteout("e"));
 }
 
 #[test]

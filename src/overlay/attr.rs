@@ -161,6 +161,7 @@ impl Overlay {
         {
             log::warn!("node {}: neither its owner nor its mode could be set: {errno}", node.id);
         }
+        node.xattrs.forget();
         changed
     }
 
@@ -201,7 +202,9 @@ impl Overlay {
             }
             self.pin_before(node, mode);
         }
-        self.with_real(node, |at, _| self.chmod(at, mode))
+        let changed = self.with_real(node, |at, _| self.chmod(at, mode));
+        node.xattrs.forget();
+        changed
     }
 
     /// Whether the server could open a file of that mode and owner for reading and writing.

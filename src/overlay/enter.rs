@@ -13,7 +13,7 @@ use super::superblock::{Entry, Lasting, Overlay};
 use super::table::{Interned, Key};
 use super::watch::is_large;
 use crate::errno::Result;
-use crate::sys::{AsFd, At, Kind, Stat};
+use crate::sys::{AsFd, At, Stat};
 
 impl Overlay {
     /// Makes what was found under a name a node of the table, with one more lookup.
@@ -32,9 +32,7 @@ impl Overlay {
             false => self.note_as(&node, &stat),
         }
         if !stat.is_dir() {
-            if stat.kind() == Kind::File && stat.nlink == 1 {
-                node.xattrs.see_new(&self.foreign_changes);
-            }
+            self.see_new(&node, &stat);
             let (attr, lasting) = self.vouch(parent, &node, stat)?;
             return Ok(Entry { id: node.id, attr, lasting });
         }

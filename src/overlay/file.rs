@@ -14,7 +14,7 @@ use super::node::{Nameless, Node, NodeId, Place, State, UPPER};
 use super::superblock::{Caller, Overlay};
 use crate::errno::{Errno, Result};
 use crate::sys::pipe::Pipe;
-use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
+use crate::sys::{self, AsFd, At, Kind, Mode, OFlags, Stat};
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Overlay {
         let Ok(node) = self.node(id) else { return };
         node.own_change.end_unheard();
         match self.writers.get(&id) {
-            Some(fd) => self.note_change(&node, At::Fd(fd.as_fd())),
+            Some(fd) => _ = self.note_change(&node, At::Fd(fd.as_fd())),
             None => {
                 let noted = self.with_real(&node, |at, _| {
                     self.note_change(&node, at);
@@ -195,8 +195,12 @@ impl Overlay {
         if !matches!(privileges, Privileges::KeepAll) {
             self.written_to(&node, at)?;
         }
+        let mut believed = None;
         if let Privileges::Kill(caller) = privileges {
-            self.kill_privileges(&caller, &node, at)?;
+            match self.look_for_suid(&node, || self.owner_shown(at))? {
+                Some(stat) => self.clear_privileges(&caller, &node, at, &stat)?,
+                None => believed = Some(caller),
+            }
         }
         let written = sys::pwrite(fd.as_fd(), data, offset)?;
         if let Some(capability) = kept
@@ -205,15 +209,27 @@ impl Overlay {
             // The data is written; without the right to give a capability it is safe that it went.
             log::info!("node {id}: the capability went with a write through a mapping: {errno}");
         }
-        self.note_change(&node, At::Fd(fd.as_fd()));
+        let left = self.note_change(&node, at);
+        if let (Some(caller), Some(stat)) = (believed, left)
+            && stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0
+        {
+            // They came behind the mount only just now.
+            node.xattrs.forget();
+            self.kill_privileges(&caller, &node, at)?;
+            self.note_change(&node, at);
+        }
         Ok(written)
     }
 
     /// Clears suid, and sgid where the group may execute or the caller is not in it. The capability goes with every
     /// write of the server itself.
     pub(super) fn kill_privileges(&self, caller: &Caller, node: &Node, at: At<'_>) -> Result<()> {
-        let stat = self.owner_shown(at)?;
-        let cleared = caller.without_privileges(&stat);
+        self.clear_privileges(caller, node, at, &self.owner_shown(at)?)
+    }
+
+    /// The same for an object that looks like this.
+    fn clear_privileges(&self, caller: &Caller, node: &Node, at: At<'_>, stat: &Stat) -> Result<()> {
+        let cleared = caller.without_privileges(stat);
         if cleared == stat.mode {
             return Ok(());
         }

@@ -276,13 +276,11 @@ impl Overlay {
         }
     }
 
-    /// The union itself changed an object in the upper.
-    pub(super) fn note_change(&self, node: &Node, at: At<'_>) {
-        if self.watcher.get().is_some()
-            && let Ok(stat) = sys::stat(at)
-        {
-            self.note_as(node, &stat);
-        }
+    /// The union itself changed an object in the upper. What it is like now, if it was looked at.
+    pub(super) fn note_change(&self, node: &Node, at: At<'_>) -> Option<Stat> {
+        let stat = self.watcher.get().and_then(|_| sys::stat(at).ok())?;
+        self.note_as(node, &stat);
+        Some(stat)
     }
 
     /// The union itself moved an object, which changes its time and raises no event of it.

@@ -6,16 +6,18 @@
 //! learnt before is believed, of any object. An object that has several names may be changed under one that is not
 //! watched, so of such nothing is believed.
 //!
+//! On the same grounds its mode is known to have neither suid nor sgid, which each write of who is not root asks for.
+//!
 //! Absence alone is remembered, never a value. Must never: hold a lock while a system call is made.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::node::{LayerIndex, Node};
+use super::node::{LayerIndex, Node, UPPER};
 use super::superblock::Overlay;
 use crate::errno::Result;
-use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, At, Stat};
+use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, At, Kind, Stat};
 
 /// The attribute that is asked for most.
 pub(super) const CAPABILITY: &str = "security.capability";
@@ -28,9 +30,11 @@ const NOTHING: u64 = 1 << 1;
 const NO_CAPABILITY: u64 = 1 << 2;
 /// The object has one name.
 const ONE_NAME: u64 = 1 << 3;
+/// Its mode had neither suid nor sgid.
+const NO_SUID: u64 = 1 << 4;
 /// Counts the times that the union set an attribute, in the bits up to the epoch's.
-const CHANGE: u64 = 1 << 4;
-const LEARNT: u64 = LISTED | NOTHING | NO_CAPABILITY;
+const CHANGE: u64 = 1 << 5;
+const LEARNT: u64 = LISTED | NOTHING | NO_CAPABILITY | NO_SUID;
 /// Where the epoch begins in which it was learnt.
 const EPOCH_SHIFT: u32 = 32;
 
@@ -72,9 +76,10 @@ impl XattrsKnown {
     }
 
     /// The object was just made by the server, as a file with one name: nobody can have given it a capability.
-    pub fn see_new(&self, epoch: &Epoch) {
+    fn see_new(&self, epoch: &Epoch, no_suid: u64) {
         let (low, now) = ((1 << EPOCH_SHIFT) - 1, u64::from(epoch.now()) << EPOCH_SHIFT);
-        let update = |state: u64| Some((state & !LEARNT).wrapping_add(CHANGE) & low | ONE_NAME | NO_CAPABILITY | now);
+        let known = ONE_NAME | NO_CAPABILITY | no_suid | now;
+        let update = |state: u64| Some((state & !LEARNT).wrapping_add(CHANGE) & low | known);
         let updated = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
         debug_assert!(updated.is_ok(), "the closure always returns a state");
     }
@@ -106,7 +111,7 @@ fn is_elsewhere(magic: u64) -> bool {
 
 impl Overlay {
     /// What is known for sure now, as flags; and what a list that is read now would be learnt against.
-    fn known_xattrs(&self, node: &Arc<Node>) -> (u64, Option<Asked>) {
+    fn known_xattrs(&self, node: &Node) -> (u64, Option<Asked>) {
         let state = node.xattrs.0.load(Ordering::Acquire);
         let epoch = self.foreign_changes.0.load(Ordering::Acquire);
         let watched = state & ONE_NAME != 0
@@ -124,14 +129,46 @@ impl Overlay {
         (known, Some(Asked { state, epoch }))
     }
 
+    fn is_elsewhere(&self, layer: LayerIndex) -> bool {
+        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs));
+        fs.is_none_or(|fs| is_elsewhere(fs.magic))
+    }
+
+    /// Whether a mode is one that a write leaves as it is, in the upper. Of what is described by an attribute it is never known.
+    fn no_suid(&self, stat: &Stat) -> u64 {
+        let plain = stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0;
+        if plain && self.source(UPPER).is_none() && !self.is_elsewhere(UPPER) { NO_SUID } else { 0 }
+    }
+
+    /// An object was just made by the server, and looks like this.
+    pub(super) fn see_new(&self, node: &Node, stat: &Stat) {
+        if stat.kind() == Kind::File && stat.nlink == 1 {
+            node.xattrs.see_new(&self.foreign_changes, self.no_suid(stat));
+        }
+    }
+
+    /// Whether an object in the upper is known to have neither suid nor sgid. If not, what `look` says of it is for the next
+    /// time, and is returned.
+    pub(super) fn look_for_suid(&self, node: &Node, look: impl FnOnce() -> Result<Stat>) -> Result<Option<Stat>> {
+        let (known, asked) = self.known_xattrs(node);
+        if known & NO_SUID != 0 {
+            return Ok(None);
+        }
+        let stat = look()?;
+        if let Some(Asked { state, epoch }) = asked {
+            let still = if state >> EPOCH_SHIFT == u64::from(epoch) { state } else { state & !LEARNT };
+            let new = still & ((1 << EPOCH_SHIFT) - 1) | self.no_suid(&stat) | u64::from(epoch) << EPOCH_SHIFT;
+            // Whoever came in between knows better.
+            let stored = node.xattrs.0.compare_exchange(state, new, Ordering::AcqRel, Ordering::Acquire);
+            log::trace!("mode of node {}: {:o} {}", node.id, stat.mode, stored.is_ok());
+        }
+        Ok(Some(stat))
+    }
+
     /// `shown` is the list as callers see it.
     fn learn_xattrs(&self, node: &Node, asked: Option<Asked>, layer: LayerIndex, shown: &[u8]) {
-        let Some(Asked { state, epoch }) = asked else { return };
-        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs));
-        if fs.is_none_or(|fs| is_elsewhere(fs.magic)) {
-            return;
-        }
-        let mut learnt = LISTED;
+        let Some(Asked { state, epoch }) = asked.filter(|_| !self.is_elsewhere(layer)) else { return };
+        let mut learnt = LISTED | if state >> EPOCH_SHIFT == u64::from(epoch) { state & NO_SUID } else { 0 };
         if shown.is_empty() {
             learnt |= NOTHING;
         }

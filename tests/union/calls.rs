@@ -3,11 +3,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::sync::Arc;
 
 use plyfs::errno::Errno;
-use plyfs::overlay::{Dirent, Entry, Listener, NodeId, Overlay, Rename, Room, SetAttr};
+use plyfs::overlay::{Caller, Dirent, Entry, Listener, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
 use plyfs::sys::faults::{self, Fault};
 
 use crate::fixture::Layers;
@@ -76,6 +76,37 @@ fn a_new_file_is_known_to_have_no_capability() {
     assert_eq!((answer.unwrap_err(), seen.len()), (Errno::ENODATA, 0));
     // That it has no others is not known.
     assert_eq!(calls(|| u.getxattr(file, named("user.a"))).1, ["listxattr"]);
+}
+
+#[test]
+fn a_write_of_another_than_root_asks_once_whether_there_is_suid() {
+    let layers = Layers::of(&["l = 1"]).volatile();
+    let u = watched(&layers);
+    u.lookup(&caller(), u.root(), named("none")).unwrap_err();
+    let file = u.mknod(&caller(), u.root(), named("new"), FILE | 0o111, 0).unwrap().id;
+    let write = |kill| calls(|| u.write(file, 0, b"text", kill).unwrap()).1;
+    let kill = || Privileges::Kill(Caller { uid: 12345, gid: 12345, pid: 1, umask: 0 });
+    let on_disk = || fs::metadata(layers.upper_path("new")).unwrap();
+    assert_eq!(write(kill()), ["pwrite", "statx"]);
+    // It comes through the mount, and goes with the next write, before it.
+    u.setattr(&caller(), file, &SetAttr { mode: Some(0o4755), ..NOTHING }).unwrap();
+    let seen = write(kill());
+    assert_eq!(seen, ["statx", "fchmodat2", "pwrite", "statx"]);
+    assert_eq!(on_disk().mode() & 0o7777, 0o755);
+    // What was found out is known the next time, and the one after.
+    assert_eq!(write(kill()), ["statx", "pwrite", "statx"]);
+    assert_eq!(write(kill()), ["pwrite", "statx"]);
+    // It comes behind the mount, so that nobody has heard of it yet.
+    fs::set_permissions(layers.upper_path("new"), fs::Permissions::from_mode(0o6755)).unwrap();
+    write(kill());
+    assert_eq!(on_disk().mode() & 0o7777, 0o755);
+    write(kill());
+    assert_eq!(write(kill()), ["pwrite", "statx"]);
+    // Another name may be changed where nobody looks.
+    u.link(&caller(), file, u.root(), named("other")).unwrap();
+    assert_eq!(write(kill()), ["statx", "pwrite", "statx"]);
+    assert_eq!(write(kill()), ["statx", "pwrite", "statx"]);
+    assert_eq!(write(Privileges::Keep), ["pwrite", "statx"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::sync::Arc;
+use std::time::Duration;
 
 use plyfs::errno::Errno;
 use plyfs::overlay::{Caller, Dirent, Entry, Listener, NodeId, Overlay, Privileges, Rename, Room, SetAttr};
@@ -192,4 +193,65 @@ fn where_a_listing_found_nothing_nobody_looks() {
         seen.iter().filter(|call| **call == "statx").count()
     };
     assert_eq!(looks(1), looks(20));
+}
+
+/// What `benches/README.md` says that an operation takes in system calls.
+fn told(operation: &str) -> usize {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/README.md")).unwrap();
+    let text = text.replace('`', "");
+    let row = text.lines().find(|line| line.starts_with(&format!("| {operation} |"))).expect(operation);
+    row.trim_end_matches(" |").rsplit("| ").next().unwrap().parse().expect(row)
+}
+
+#[test]
+fn operations_take_as_many_system_calls_as_is_told() {
+    let layers = Layers::of(&["d/a = 1\n d/b = 1\n d/c = 1"]).volatile();
+    let u = watched(&layers);
+    let d = u.lookup(&caller(), u.root(), named("d")).unwrap().id;
+    // What comes once: the copy of the directory, its watches, the first whiteout.
+    u.unlink(&caller(), d, named("a")).unwrap();
+    u.lookup(&caller(), d, named("none")).unwrap_err();
+    let look_up = |name: &str| u.lookup(&caller(), d, named(name)).map(|entry| entry.id);
+    // The kernel asks whether the name is free, and for the attributes of a directory in which names were changed.
+    let names = |name: Option<&str>, change: &dyn Fn()| {
+        name.map(look_up).inspect(|found| assert_eq!(*found, Err(Errno::ENOENT)));
+        change();
+        u.getattr(d).unwrap();
+    };
+    let make = |name: &str| u.mknod(&caller(), d, named(name), FILE, 0).unwrap().id;
+    let write = |id| {
+        u.getxattr(id, named("security.capability")).unwrap_err();
+        u.write(id, 0, b"text", Privileges::Kill(Caller { uid: 12345, ..caller() })).unwrap();
+    };
+    let chmod = |id| _ = u.setattr(&caller(), id, &SetAttr { mode: Some(0o600), ..NOTHING }).unwrap();
+    let unlink = |name: &str| u.unlink(&caller(), d, named(name)).unwrap();
+    let rename = |old: &str, new: &str| {
+        u.rename(&caller(), (d, named(old)), (d, named(new)), Rename::Replace).unwrap();
+    };
+    let [b, c] = ["b", "c"].map(|name| look_up(name).unwrap());
+    // Until the events of all that have been looked at, a directory that is changed is looked at, too.
+    let settled = (0..100).any(|n| {
+        std::thread::sleep(Duration::from_millis(20));
+        calls(|| make(&format!("at{n}"))).1.len() == 2
+    });
+    assert!(settled);
+    make("older");
+    rename("older", "old");
+    let file = make("file");
+
+    // Each message is read and answered; of one that is forgotten the kernel only tells, and what was kept is closed.
+    let count = |operation, messages: usize, forgotten: usize, done: &dyn Fn()| {
+        let (_, seen) = calls(done);
+        assert_eq!(2 * (messages + forgotten) + seen.len(), told(operation), "{operation}: {seen:?}");
+    };
+    count("open, read, close, for the first time", 1, 0, &|| assert_eq!(u.read(b, 0, &mut [0; 8]), Ok(1)));
+    count("stat of a file that was just read", 1, 0, &|| _ = u.getattr(b).unwrap());
+    count("create", 3, 0, &|| names(Some("m"), &|| _ = make("m")));
+    count("create and write", 5, 0, &|| names(Some("w"), &|| write(make("w"))));
+    count("mkdir", 3, 0, &|| names(Some("n"), &|| _ = u.mkdir(&caller(), d, named("n"), 0o755).unwrap()));
+    count("chmod", 1, 0, &|| chmod(file));
+    count("rename", 3, 0, &|| names(Some("new"), &|| rename("old", "new")));
+    count("unlink", 2, 1, &|| names(None, &|| unlink("new")));
+    count("unlink of a lower file", 2, 1, &|| names(None, &|| unlink("c")));
+    u.forget(c, 1);
 }

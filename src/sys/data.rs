@@ -188,29 +188,6 @@ fn copy_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(())
 }
 
-thread_local! {
-    static UMASK: std::cell::Cell<Option<u32>> = const { std::cell::Cell::new(None) };
-}
-
-/// Sets the umask of the calling thread alone, which keeps it for the next request.
-pub fn set_umask(mask: u32) -> Result<()> {
-    UMASK.with(|current| {
-        if current.get() == Some(mask) {
-            return Ok(());
-        }
-        if current.get().is_none() {
-            // SAFETY: unshare(CLONE_FS) gives this thread a umask (and a working directory) of its own; nothing else
-            // here depends on these being shared.
-            if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
-                return Err(Errno::from(std::io::Error::last_os_error()));
-            }
-        }
-        rustix::process::umask(fs::Mode::from_raw_mode(mask & 0o7777));
-        current.set(Some(mask));
-        Ok(())
-    })
-}
-
 /// Has memory of half a megabyte and more mapped on its own, once and for all: the C library raises that limit each time such
 /// memory is freed, and then clears a thread's first pages by hand before they are used.
 pub fn map_large_memory() {

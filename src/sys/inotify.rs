@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
+use super::own::within;
 use crate::errno::{Errno, Result};
 
 /// The number of a watch within its instance.
@@ -37,7 +38,8 @@ impl Inotify {
         Ok(Inotify(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?))
     }
 
-    /// Watches a directory. `ENOSPC` when the user has as many watches as may be.
+    /// Watches a directory, and leaves the calling thread in the root directory. `ENOSPC` when the user has as many watches as
+    /// may be.
     pub fn add(&self, dir: BorrowedFd<'_>) -> Result<WatchId> {
         let flags = WatchFlags::CREATE
             | WatchFlags::DELETE
@@ -47,7 +49,11 @@ impl Inotify {
             | WatchFlags::ATTRIB
             | WatchFlags::ONLYDIR
             | WatchFlags::EXCL_UNLINK;
-        Ok(inotify::add_watch(&self.0, format!("/proc/self/fd/{}", dir.as_raw_fd()), flags)?)
+        match within(dir, || inotify::add_watch(&self.0, c".", flags)) {
+            Ok(added) => Ok(added?),
+            // Who may read it and not search it goes the long way.
+            Err(_) => Ok(inotify::add_watch(&self.0, format!("/proc/self/fd/{}", dir.as_raw_fd()), flags)?),
+        }
     }
 
     /// Ends a watch. One that has ended by itself is none to end.
@@ -92,5 +98,29 @@ pub fn wait_for_events(instances: &[&Inotify], longest: Duration) -> Result<()> 
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(Errno::from(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_may_be_read_and_not_searched_is_watched() {
+        let base = tempfile::tempdir().unwrap();
+        let (open, shut) = (base.path().join("open"), base.path().join("shut"));
+        let inotify = Inotify::new().unwrap();
+        for (dir, mode) in [(&open, 0o755), (&shut, 0o444)] {
+            std::fs::create_dir(dir).unwrap();
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+            let watch = inotify.add(std::fs::File::open(dir).unwrap().as_fd()).unwrap();
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::write(dir.join("name"), "").unwrap();
+            let mut seen = Vec::new();
+            inotify.drain(|of, what, name| seen.push((of, what, name.map(OsStr::to_owned)))).unwrap();
+            assert!(seen.contains(&(watch, Happening::Name, Some("name".into()))), "{mode:o}: {seen:?}");
+        }
     }
 }

@@ -20,6 +20,7 @@ mod ioctl;
 mod journal;
 pub mod mounts;
 pub mod namespace;
+mod own;
 pub mod pipe;
 pub mod process;
 mod tree;
@@ -32,8 +33,8 @@ pub use at::{
     open_parent, readlink, rename, renamed, reopen, rmdir, set_times, split_dev, stat, statfs, symlink, unlink,
 };
 pub use data::{
-    CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, map_large_memory, pread, pwrite, seek, set_umask,
-    sync_all, sync_data, syncfs, trim_memory, truncate, unlock,
+    CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, map_large_memory, pread, pwrite, seek, sync_all,
+    sync_data, syncfs, trim_memory, truncate, unlock,
 };
 pub use dents::{Dent, parse_entries, read_dir};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle, random_uuid};
@@ -42,6 +43,7 @@ pub use ioctl::{
     VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, is_casefolded, open_backing, verity_digest,
 };
 pub use journal::{Journal, begin_write_out, write_out};
+pub use own::set_umask;
 pub use tree::private_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 

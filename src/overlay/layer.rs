@@ -41,6 +41,17 @@ pub(super) struct FileSystem {
     pub handles: AtomicU8,
 }
 
+impl FileSystem {
+    /// Whether a directory that stays open shows what is there by now when it is read from its start again. Where that is
+    /// not known, it is opened anew: btrfs (Linux 6.5) and remote file systems can show what there was when it was opened.
+    pub fn rewinds(&self) -> bool {
+        const EXT4: u64 = 0xef53;
+        const XFS: u64 = 0x5846_5342;
+        const TMPFS: u64 = 0x0102_1994;
+        [EXT4, XFS, TMPFS].contains(&self.magic)
+    }
+}
+
 /// All layers: the upper, if there is one, and the lowers, topmost first.
 #[derive(Debug)]
 pub(super) struct Layers {

@@ -1,10 +1,10 @@
 //! Directory entries: `getdents64(2)`.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 
 use super::at::{Kind, open};
 use super::faults::gate;
@@ -24,10 +24,34 @@ pub struct Dent<'a> {
     pub kind: Option<Kind>,
 }
 
+/// Whose position in a directory is read from: it belongs to the description, and several threads may list one directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// That of a description that is opened for it.
+    New,
+    /// The descriptor's own, which nobody else moves meanwhile; one that cannot be read from is opened anew all the same.
+    Own,
+}
+
 /// Calls `each` for every entry of a directory but `.` and `..`, until it returns an error.
-pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(Dent<'_>) -> Result<()>) -> Result<()> {
-    // A description of its own, because the position belongs to it and several threads may list one directory.
-    let dir = open(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+pub fn read_dir(dir: BorrowedFd<'_>, each: impl FnMut(Dent<'_>) -> Result<()>) -> Result<()> {
+    read_dir_at(dir, Position::New, each)
+}
+
+/// The same, with the choice of a position.
+pub fn read_dir_at(
+    dir: BorrowedFd<'_>,
+    position: Position,
+    mut each: impl FnMut(Dent<'_>) -> Result<()>,
+) -> Result<()> {
+    if position == Position::Own && seek(dir, SeekFrom::Start(0)).is_ok() {
+        return read_entries(dir, &mut each);
+    }
+    let opened = open(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    read_entries(opened.as_fd(), &mut each)
+}
+
+fn read_entries(dir: BorrowedFd<'_>, each: &mut impl FnMut(Dent<'_>) -> Result<()>) -> Result<()> {
     let mut buffer: Vec<u8> = Vec::with_capacity(BUFFER);
     gate("getdents64")?;
     loop {
@@ -39,7 +63,7 @@ pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(Dent<'_>) -> Result<()
         };
         match read {
             0 => return Ok(()),
-            1.. => parse_entries(&buffer, &mut each)?,
+            1.. => parse_entries(&buffer, each)?,
             _ => match std::io::Error::last_os_error().into() {
                 Errno::EINTR => {}
                 errno => return Err(errno),

@@ -36,7 +36,7 @@ pub use data::{
     CopyEffort, copy_data, copy_range, fallocate, lock_exclusive, map_large_memory, pread, pwrite, seek, sync_all,
     sync_data, syncfs, trim_memory, truncate, unlock,
 };
-pub use dents::{Dent, parse_entries, read_dir};
+pub use dents::{Dent, Position, parse_entries, read_dir, read_dir_at};
 pub use handle::{FileHandle, file_handle, fs_magic, fs_uuid, open_handle, random_uuid};
 pub use inotify::{Happening, Inotify, WatchId, wait_for_events};
 pub use ioctl::{

@@ -78,6 +78,7 @@
 //! something in it is asked for. The union's own changes to the upper raise events, too; they are
 //! recognised by what is known of the object, and raise no notice. That an object has no extended attributes is believed
 //! here on the same grounds (`overlay/xattr_known`): the kernel asks each time, and the answer costs no system call.
+//! So is that a write has neither suid nor sgid to take away, and which lower file has a name that goes (`overlay/recent`).
 //!
 //! # Who answers
 //!

@@ -99,7 +99,12 @@ pub fn run(line: Vec<OsString>) -> ExitCode {
 
 /// Everything between the command line and the exit status.
 fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::error::Error>> {
-    if let Err(error) = process::raise_descriptor_limit() {
+    let limited = process::raise_descriptor_limit().map(|limit| limit.unwrap_or(u64::MAX));
+    let reserved = limited.and_then(|limit| {
+        // As many as are kept open for what comes again, at most.
+        process::reserve_descriptors(u32::try_from(limit).unwrap_or(u32::MAX).min(8192))
+    });
+    if let Err(error) = reserved {
         log::warn!("limit of open files: {error}");
     }
     process::clear_umask();

@@ -250,6 +250,19 @@ pub fn raise_descriptor_limit() -> io::Result<Option<u64>> {
     Ok(limit.maximum)
 }
 
+/// Makes room for so many descriptors at once. Otherwise the table of them grows by twice its size whenever it is full, and in a
+/// process of several threads the kernel waits each time until no processor reads the old one, some milliseconds: call it
+/// while there is one thread.
+///
+/// # Errors
+/// `EINVAL` for more than the process may have, `ENOMEM`.
+pub fn reserve_descriptors(count: u32) -> io::Result<()> {
+    let any = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let last = RawFd::try_from(count.saturating_sub(1)).map_err(io::Error::other)?;
+    drop(rustix::io::fcntl_dupfd_cloexec(&any, last)?);
+    Ok(())
+}
+
 /// Sets the process's umask to nothing, so that modes arrive on disk as requests carry them.
 pub fn clear_umask() {
     rustix::process::umask(Mode::empty());
@@ -408,6 +421,15 @@ pub fn number(descriptor: impl AsFd) -> RawFd {
 mod tests {
     use super::*;
     use std::io::Write as _;
+
+    #[test]
+    fn there_is_room_for_as_many_descriptors_as_were_reserved() {
+        reserve_descriptors(1000).unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        assert!(size.trim().parse::<u32>().unwrap() >= 1000, "{size}");
+        assert_eq!(reserve_descriptors(u32::MAX).unwrap_err().kind(), io::ErrorKind::Other);
+    }
 
     #[test]
     fn a_descriptor_crosses_a_socket_pair() {

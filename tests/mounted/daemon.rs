@@ -66,6 +66,23 @@ fn descriptors_are_bounded() {
 }
 
 #[test]
+fn the_table_of_descriptors_does_not_have_to_grow() {
+    plyfs_only!();
+    let layers = Layers::within(roomy(), 1);
+    tree(&layers, 600, 1);
+    let union = layers.mount();
+    let room = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", union.daemon())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("FDSize:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = room();
+    sh(union.root(), "find merged -size +1 | wc -l");
+    assert!(descriptors(union.daemon()) > 256, "the walk left few directories open");
+    assert_eq!(room(), before);
+}
+
+#[test]
 fn the_daemon_leaves_on_a_signal_and_takes_its_mount_along() {
     plyfs_only!();
     need!(have("mountpoint"), "no mountpoint (util-linux)");

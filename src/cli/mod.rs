@@ -28,7 +28,7 @@ use crate::fuse::adapter::{Adapter, Policy, Xattrs};
 use crate::fuse::mount::{self, Target};
 use crate::fuse::notices::Notices;
 use crate::fuse::{server, session};
-use crate::overlay::{OPTIONS, Overlay};
+use crate::overlay::{MOST_KEPT_OPEN, OPTIONS, Overlay};
 use crate::sys::cpu::Processors;
 use crate::sys::process::{self, Inherited, Signals};
 use crate::sys::{self, At};
@@ -99,10 +99,9 @@ pub fn run(line: Vec<OsString>) -> ExitCode {
 
 /// Everything between the command line and the exit status.
 fn mount_and_serve(args: &HighArgs, ready: Ready) -> Result<(), Box<dyn std::error::Error>> {
-    let limited = process::raise_descriptor_limit().map(|limit| limit.unwrap_or(u64::MAX));
-    let reserved = limited.and_then(|limit| {
-        // As many as are kept open for what comes again, at most.
-        process::reserve_descriptors(u32::try_from(limit).unwrap_or(u32::MAX).min(8192))
+    let reserved = process::raise_descriptor_limit().and_then(|limit| {
+        let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+        process::reserve_descriptors(limit.min(MOST_KEPT_OPEN))
     });
     if let Err(error) = reserved {
         log::warn!("limit of open files: {error}");

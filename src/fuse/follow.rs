@@ -119,22 +119,19 @@ impl Follower {
 
     /// One that knows nothing but its caller.
     fn fresh(allowed: Processors, place: Option<usize>, caller: u32) -> Follower {
-        let earlier = [0; REMEMBERED];
-        let (in_a_row, unseen, strangers, flights, pieces, pause) = (0, 0, 0, 0, 0, 0);
-        let home = None;
         Follower {
             allowed,
             place,
-            home,
+            home: None,
             caller,
-            earlier,
+            earlier: [0; REMEMBERED],
             seen: None,
-            in_a_row,
-            unseen,
-            strangers,
-            flights,
-            pieces,
-            pause,
+            in_a_row: 0,
+            unseen: 0,
+            strangers: 0,
+            flights: 0,
+            pieces: 0,
+            pause: 0,
         }
     }
 

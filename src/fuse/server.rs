@@ -180,7 +180,7 @@ impl Server {
         // Without a choice of processors there is nothing to ride for. With rings, callers are met where they are.
         let rides = self.rings.is_none() && Follower::new().is_some();
         let (crew, last) = (&Crew::new(self.options.threads, rides), &LastCaller::default());
-        let worker = |device| Worker::new(&self.adapter, (crew, last), device, self.tallies.begin());
+        let worker = |device| Worker::new(&self.adapter, crew, last, device, self.tallies.begin());
         let homes = homes(self.options.threads);
         std::thread::scope(|scope| {
             for n in 1..self.options.threads {

@@ -59,7 +59,8 @@ fn space() -> Vec<u8> {
 impl<'a> Worker<'a> {
     pub(super) fn new(
         adapter: &'a Adapter,
-        (crew, last): (&'a Crew, &'a LastCaller),
+        crew: &'a Crew,
+        last: &'a LastCaller,
         device: Arc<OwnedFd>,
         tally: Arc<Tally>,
     ) -> Worker<'a> {
@@ -339,7 +340,7 @@ mod tests {
         let to = tempfile::NamedTempFile::new().unwrap();
         let device = Arc::new(OwnedFd::from(to.reopen().unwrap()));
         let (crew, tallies) = (Crew::new(1, false), Tallies::default());
-        Worker::new(&adapter, (&crew, &LastCaller::default()), device, tallies.begin()).stir(1 << 63);
+        Worker::new(&adapter, &crew, &LastCaller::default(), device, tallies.begin()).stir(1 << 63);
         fs::read(to.path()).unwrap()
     }
 

@@ -277,7 +277,7 @@ impl Overlay {
         to: At<'_>,
         indexed: bool,
     ) -> Result<Number> {
-        let uuid = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.uuid);
+        let uuid = self.layers.filesystem_of(layer).map(|fs| fs.uuid);
         let origin = match sys::file_handle(from) {
             Ok(handle) => Some(Origin { uuid: uuid.unwrap_or_default(), handle }),
             Err(errno) if indexed && !has_no_handles(errno) => return Err(errno),

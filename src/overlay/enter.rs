@@ -138,11 +138,7 @@ impl Overlay {
         let persistent = match (found.layer, found.lowers.first()) {
             // A merged directory has the number of the topmost lower one, which a copy-up does not change.
             (UPPER, Some(lower)) => {
-                let dev = self
-                    .layers
-                    .get(lower.layer)
-                    .and_then(|layer| self.layers.filesystems.get(layer.fs))
-                    .map(|fs| fs.dev);
+                let dev = self.layers.filesystem_of(lower.layer).map(|fs| fs.dev);
                 dev.and_then(|dev| self.numbers.persistent(&self.layers, dev, lower.ino))
             }
             _ => found.origin.or_else(|| self.numbers.persistent(&self.layers, dev, found.stat.ino)),

@@ -99,13 +99,16 @@ impl Overlay {
             }
             _ => watcher.removed.has(&(dir.id, name.to_owned())),
         };
-        // Mostly it has, and nobody who makes names there need wait for that to be seen.
-        if look() {
-            return true;
+        self.at_a_look(dir, look)
+    }
+
+    /// Whether a look shows it, at once or once no request is under way that changes names in a directory: it says what it has
+    /// done before it lets go of them. Mostly it shows at once, and nobody has to wait for that.
+    fn at_a_look(&self, dir: &Node, look: impl Fn() -> bool) -> bool {
+        look() || {
+            let _settled = self.names(dir).map(|names| names.read());
+            look()
         }
-        // A request under way has changed the name, and will say so before it lets go of it.
-        let Ok(_settled) = self.names(dir).map(|names| names.read()) else { return false };
-        look()
     }
 
     /// The object of a name changed in a layer. Says whose doing that was: an event of which that is open is looked at again.
@@ -169,13 +172,9 @@ impl Overlay {
         Some((stat, node, whose))
     }
 
-    /// Whether a directory's last change was the union's own. Whoever changes names in it holds them until that is noted.
+    /// Whether a directory's last change was the union's own.
     fn is_as_noted(&self, node: &Node, at: At<'_>) -> bool {
-        let look = || sys::stat(at).is_ok_and(|stat| node.own_change.is(&stat));
-        look() || {
-            let _settled = self.names(node).map(|names| names.read());
-            look()
-        }
+        self.at_a_look(node, || sys::stat(at).is_ok_and(|stat| node.own_change.is(&stat)))
     }
 
     /// A watched directory itself changed in a layer.

@@ -40,7 +40,7 @@ impl Overlay {
 
     /// The mark that leads to an object of the upper. `None` when its handle does not fit the form.
     pub(super) fn upper_mark(&self, at: At<'_>) -> Result<Option<Vec<u8>>> {
-        let fs = self.layers.get(UPPER).and_then(|upper| self.layers.filesystems.get(upper.fs));
+        let fs = self.layers.filesystem_of(UPPER);
         let uuid = fs.map(|fs| fs.uuid).unwrap_or_default();
         Ok(Origin { uuid, handle: sys::file_handle(at)? }.encode_upper())
     }

@@ -75,7 +75,7 @@ impl Overlay {
     /// The origin mark that a copy of a lower object gets; none if its file system has no handles. Any other error is one:
     /// what cannot be looked up in the index now may be there.
     pub(super) fn origin_mark(&self, at: At<'_>, layer: LayerIndex) -> Result<Option<Vec<u8>>> {
-        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs));
+        let fs = self.layers.filesystem_of(layer);
         let Some(fs) = fs else { return Ok(None) };
         match sys::file_handle(at) {
             Ok(handle) => Ok(Origin { uuid: fs.uuid, handle }.encode()),

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU8;
 use super::node::{LayerIndex, UPPER};
 use super::override_stat::Source;
 use crate::errno::Result;
-use crate::sys::{self, At, Stat};
+use crate::sys::{self, At, Stat, magic};
 
 /// One opened layer.
 #[derive(Debug)]
@@ -45,10 +45,7 @@ impl FileSystem {
     /// Whether a directory that stays open shows what is there by now when it is read from its start again. Where that is
     /// not known, it is opened anew: btrfs (Linux 6.5) and remote file systems can show what there was when it was opened.
     pub fn rewinds(&self) -> bool {
-        const EXT4: u64 = 0xef53;
-        const XFS: u64 = 0x5846_5342;
-        const TMPFS: u64 = 0x0102_1994;
-        [EXT4, XFS, TMPFS].contains(&self.magic)
+        [magic::EXT4, magic::XFS, magic::TMPFS].contains(&self.magic)
     }
 }
 
@@ -78,6 +75,11 @@ impl Layers {
     /// reached in two ways, and what is done on one of them would not be seen on the other (the kernel: `ELOOP`, too).
     pub fn is_root(&self, stat: &Stat) -> bool {
         self.roots.binary_search(&(stat.dev, stat.ino)).is_ok()
+    }
+
+    /// The file system that a layer is on.
+    pub fn filesystem_of(&self, index: LayerIndex) -> Option<&FileSystem> {
+        self.filesystems.get(self.get(index)?.fs)
     }
 
     /// A layer by its position; `None` for the upper of a union without one.

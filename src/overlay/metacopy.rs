@@ -174,9 +174,7 @@ impl Overlay {
 
     /// Whether the object that a copy was made of is in a layer, but not there. Only root can tell.
     fn lies_elsewhere(&self, origin: &Origin, layer: LayerIndex, path: &LayerPath) -> Result<bool> {
-        let Some(fs) = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs)) else {
-            return Ok(false);
-        };
+        let Some(fs) = self.layers.filesystem_of(layer) else { return Ok(false) };
         let there = self.open_data_in(layer, path)?;
         let same = match sys::file_handle(At::Fd(there.as_fd())) {
             Ok(handle) => fs.uuid == origin.uuid && handle == origin.handle,

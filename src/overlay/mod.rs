@@ -56,6 +56,7 @@ pub use file::{Access, Privileges};
 pub use node::{NodeId, ROOT_ID};
 pub use readdir::{Dirent, Named, Room};
 pub use rename::Rename;
+pub use setup::MOST_KEPT_OPEN;
 pub use show_options::OPTIONS;
 pub use superblock::{Caller, Entry, Lasting, Overlay};
 pub use watch::Listener;

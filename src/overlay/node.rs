@@ -186,7 +186,8 @@ pub(super) struct DirState {
     /// Whether other lower directories are merged here than when the names below were last told of.
     pub parts_changed: AtomicBool,
     /// Whether somebody reads the names of its real directories by way of the descriptors that are kept open.
-    pub listing: Claim,
+    /// For who tries and does without it otherwise: waited for by nobody, it has no place in the lock order.
+    pub listing: parking_lot::Mutex<()>,
     /// The watches on it, one a layer. Lock order: after `names`, before any `state`.
     pub watches: Watches,
     /// Whether the upper directory carries the impure mark: 0 unknown, 1 no, 2 yes.
@@ -206,7 +207,7 @@ impl Default for DirState {
             lowers: RwLock::new(Level::Leaf, Arc::default()),
             look: AtomicU64::default(),
             parts_changed: AtomicBool::default(),
-            listing: Claim::default(),
+            listing: parking_lot::Mutex::default(),
             watches: Watches::default(),
             impure: AtomicU8::default(),
             wh_names: AtomicU8::default(),
@@ -254,27 +255,6 @@ impl Clone for LowerDir {
             large: self.large,
             wh_names: AtomicU8::new(self.wh_names.load(Ordering::Relaxed)),
         }
-    }
-}
-
-/// What one may have at a time, and others do without.
-#[derive(Debug, Default)]
-pub(super) struct Claim(AtomicBool);
-
-/// Ends the claim when it goes.
-#[derive(Debug)]
-pub(super) struct Claimed<'a>(&'a AtomicBool);
-
-impl Claim {
-    /// `None` if somebody else has it.
-    pub fn take(&self) -> Option<Claimed<'_>> {
-        (!self.0.swap(true, Ordering::Acquire)).then_some(Claimed(&self.0))
-    }
-}
-
-impl Drop for Claimed<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::superblock::Overlay;
 use crate::errno::Errno;
-use crate::sys::{self, AsFd, At, FileHandle, Stat};
+use crate::sys::{self, AsFd, At, FileHandle, Stat, magic};
 
 const VERSION: u8 = 0;
 const MAGIC: u8 = 0xfb;
@@ -97,24 +97,19 @@ impl Overlay {
     }
 }
 
-const MAGIC_EXT: u64 = 0xef53;
-const MAGIC_XFS: u64 = 0x5846_5342;
-const MAGIC_TMPFS: u64 = 0x0102_1994;
-const MAGIC_BTRFS: u64 = 0x9123_683e;
-
 /// The inode number in a handle, for the file systems whose handles are known to carry it. Needs no privilege, where
 /// opening by handle does.
-pub(super) fn inode_of(handle: &FileHandle, magic: u64) -> Option<u64> {
+pub(super) fn inode_of(handle: &FileHandle, fs: u64) -> Option<u64> {
     let word = |i: usize| {
         let bytes = handle.bytes.get(i * 4..i * 4 + 4)?;
         Some(u64::from(u32::from_ne_bytes(bytes.try_into().ok()?)))
     };
     let long = |i: usize| Some(u64::from_ne_bytes(handle.bytes.get(i..i + 8)?.try_into().ok()?));
-    match (magic, handle.kind, handle.bytes.len()) {
-        (MAGIC_EXT | MAGIC_XFS, 1, 8) => word(0),
-        (MAGIC_XFS, 0x81, 12..) => long(0),
-        (MAGIC_TMPFS, 1, 12) => Some(word(1)? | (word(2)? << 32)),
-        (MAGIC_BTRFS, 0x4d, 20) => long(0),
+    match (fs, handle.kind, handle.bytes.len()) {
+        (magic::EXT4 | magic::XFS, 1, 8) => word(0),
+        (magic::XFS, 0x81, 12..) => long(0),
+        (magic::TMPFS, 1, 12) => Some(word(1)? | (word(2)? << 32)),
+        (magic::BTRFS, 0x4d, 20) => long(0),
         _ => None,
     }
 }
@@ -149,9 +144,9 @@ mod tests {
     #[test]
     fn inode_numbers_are_read_from_known_handles_only() {
         let handle = |kind, bytes: &[u8]| FileHandle { kind, bytes: bytes.to_vec() };
-        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0, 9, 9, 9, 9]), MAGIC_EXT), Some(5));
-        assert_eq!(inode_of(&handle(1, &[9, 9, 9, 9, 5, 0, 0, 0, 1, 0, 0, 0]), MAGIC_TMPFS), Some(5 | 1 << 32));
-        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0]), MAGIC_EXT), None);
+        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0, 9, 9, 9, 9]), magic::EXT4), Some(5));
+        assert_eq!(inode_of(&handle(1, &[9, 9, 9, 9, 5, 0, 0, 0, 1, 0, 0, 0]), magic::TMPFS), Some(5 | 1 << 32));
+        assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0]), magic::EXT4), None);
         assert_eq!(inode_of(&handle(1, &[5, 0, 0, 0, 9, 9, 9, 9]), 0x6969), None);
     }
 }

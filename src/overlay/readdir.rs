@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lru::LruCache;
+use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 
 use super::layer::FileSystem;
-use super::node::{Claimed, LayerIndex, LowerDir, Node, NodeId, UPPER};
+use super::node::{LayerIndex, LowerDir, Node, NodeId, UPPER};
 use super::order::{Level, Mutex};
 use super::resolve::From;
 use super::superblock::{Caller, Entry, Lasting, Overlay};
@@ -247,7 +248,7 @@ impl Overlay {
 
     fn build_listing(&self, node: &Arc<Node>) -> Result<Listing> {
         let epoch = self.foreign_changes.now();
-        let alone = node.dir.as_ref().and_then(|dir| dir.listing.take());
+        let alone = node.dir.as_ref().and_then(|dir| dir.listing.try_lock());
         let mut merge = Merge { overlay: self, node, names: Vec::new(), seen: HashMap::new(), epoch, alone };
         let lowers = node.lowers();
         if node.in_upper() {
@@ -287,8 +288,7 @@ impl Overlay {
         // The upper's own number holds for what was neither copied up nor merged.
         let own = listed.layer != UPPER || (parent.lowers().is_empty() && !self.is_impure(parent)?);
         if own {
-            let dev =
-                self.layers.get(listed.layer).and_then(|layer| self.layers.filesystems.get(layer.fs)).map(|fs| fs.dev);
+            let dev = self.layers.filesystem_of(listed.layer).map(|fs| fs.dev);
             if let Some(number) = dev.and_then(|dev| self.numbers.persistent(&self.layers, dev, listed.ino)) {
                 return Ok(Some(number));
             }
@@ -320,15 +320,14 @@ struct Merge<'a> {
     seen: HashMap<OsString, Option<usize>>,
     epoch: u32,
     /// If nobody else lists the directory: the positions of its descriptors are this one's.
-    alone: Option<Claimed<'a>>,
+    alone: Option<MutexGuard<'a, ()>>,
 }
 
 impl Merge<'_> {
     /// How the names of a layer are read. To open a directory anew takes half as long as to read a small one.
     fn position(&self, layer: LayerIndex) -> Position {
-        let layers = &self.overlay.layers;
-        let fs = layers.get(layer).and_then(|layer| layers.filesystems.get(layer.fs));
-        if self.alone.is_some() && fs.is_some_and(FileSystem::rewinds) { Position::Own } else { Position::New }
+        let rewinds = self.overlay.layers.filesystem_of(layer).is_some_and(FileSystem::rewinds);
+        if self.alone.is_some() && rewinds { Position::Own } else { Position::New }
     }
 
     /// Adds what one layer has, under what the layers above have. `only`: there is no other layer.
@@ -439,7 +438,7 @@ mod tests {
         assert_eq!(names(&overlay, d), ["0", "1", "2"]);
         std::fs::write(lowers[1].join("d/new"), "").unwrap();
         std::fs::remove_file(lowers[2].join("d/2")).unwrap();
-        let rewinds = overlay.layers.get(1).is_some_and(|layer| overlay.layers.filesystems[layer.fs].rewinds());
+        let rewinds = overlay.layers.filesystem_of(1).is_some_and(FileSystem::rewinds);
         let opened = |expected: &[&str]| {
             arm(0, Fault::Frozen);
             assert_eq!(names(&overlay, d), expected);
@@ -448,7 +447,7 @@ mod tests {
         assert_eq!(opened(&["0", "1", "new"]), if rewinds { 0 } else { 3 });
         // Somebody else is in the middle of them.
         let node = overlay.node(d).unwrap();
-        let _others = node.dir.as_ref().unwrap().listing.take().unwrap();
+        let _others = node.dir.as_ref().unwrap().listing.try_lock().unwrap();
         assert_eq!(opened(&["0", "1", "new"]), 3);
     }
 

@@ -33,6 +33,13 @@ use crate::sys::{self, AsFd, At, Kind, Mode, OFlags};
 
 type Setup<T> = Result<T, SetupError>;
 
+/// The most directories, and the most files to read and as many to write, that are kept open for what comes again.
+const MOST_DIRS: usize = 4096;
+const MOST_FILES: usize = 2048;
+
+/// The most descriptors that a union keeps open for what comes again.
+pub const MOST_KEPT_OPEN: usize = MOST_DIRS + 2 * MOST_FILES;
+
 impl Overlay {
     /// Opens the layers of a union and makes it ready to answer.
     ///
@@ -108,9 +115,9 @@ impl Overlay {
             index,
             overriding,
             server: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            dirs: FdCache::new((limit / 4).clamp(16, 4096)),
-            readers: FdCache::new((limit / 8).clamp(16, 2048)),
-            writers: FdCache::new((limit / 8).clamp(16, 2048)),
+            dirs: FdCache::new((limit / 4).clamp(16, MOST_DIRS)),
+            readers: FdCache::new((limit / 8).clamp(16, MOST_FILES)),
+            writers: FdCache::new((limit / 8).clamp(16, MOST_FILES)),
             whiteouts: FdCache::new(1),
             listings: Listings::default(),
             recent: Recent::default(),

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::node::{LayerIndex, Node, UPPER};
 use super::superblock::Overlay;
 use crate::errno::Result;
-use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, At, Kind, Stat};
+use crate::sys::{self, ACL_ACCESS, ACL_DEFAULT, At, Kind, Stat, magic};
 
 /// The attribute that is asked for most.
 pub(super) const CAPABILITY: &str = "security.capability";
@@ -99,14 +99,8 @@ fn is_listed_if_there(name: &OsStr) -> bool {
 }
 
 /// Whether a file system makes attributes up that it does not list, or is changed where nobody here notices.
-fn is_elsewhere(magic: u64) -> bool {
-    const FUSE: u64 = 0x6573_5546;
-    const CEPH: u64 = 0x00c3_6400;
-    const NFS: u64 = 0x6969;
-    const SMB2: u64 = 0xfe53_4d42;
-    const CIFS: u64 = 0xff53_4d42;
-    const V9FS: u64 = 0x0102_1997;
-    [FUSE, CEPH, NFS, SMB2, CIFS, V9FS].contains(&magic)
+fn is_elsewhere(fs: u64) -> bool {
+    [magic::FUSE, magic::CEPH, magic::NFS, magic::SMB2, magic::CIFS, magic::V9FS].contains(&fs)
 }
 
 impl Overlay {
@@ -130,8 +124,7 @@ impl Overlay {
     }
 
     fn is_elsewhere(&self, layer: LayerIndex) -> bool {
-        let fs = self.layers.get(layer).and_then(|layer| self.layers.filesystems.get(layer.fs));
-        fs.is_none_or(|fs| is_elsewhere(fs.magic))
+        self.layers.filesystem_of(layer).is_none_or(|fs| is_elsewhere(fs.magic))
     }
 
     /// Whether a mode is one that a write leaves as it is, in the upper. Of what is described by an attribute it is never known.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
-use super::own::within;
+use super::thread::within;
 use crate::errno::{Errno, Result};
 
 /// The number of a watch within its instance.

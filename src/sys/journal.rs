@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::faults::gate;
 use super::ioctl::{FS_IOC_FSGETXATTR, file_attr_ioctl};
-use super::{At, fs_magic, split_dev, stat};
+use super::{At, fs_magic, magic, split_dev, stat};
 use crate::errno::{Errno, Result};
 
 /// What is known of the order in which a file system's changes reach the disk.
@@ -28,15 +28,12 @@ impl Journal {
     /// What is known of the file system of a directory, which has to be open for reading.
     #[must_use]
     pub fn of(dir: BorrowedFd<'_>) -> Journal {
-        const EXT4: u64 = 0xef53;
-        const XFS: u64 = 0x5846_5342;
-        const BTRFS: u64 = 0x9123_683e;
         // Linux before 5.8, which does not tell the mount; 5.2 has the `sync_file_range` that leaves no page out.
         let Some(stat) = stat(At::Fd(dir)).ok().filter(|stat| stat.mount != 0) else { return Journal::Unknown };
         match fs_magic(dir) {
-            Ok(XFS) if !is_realtime(dir) => Journal::Sequential,
-            Ok(EXT4) if has_journal(Path::new("/"), stat.dev) => Journal::Sequential,
-            Ok(BTRFS) => Journal::Transactions,
+            Ok(magic::XFS) if !is_realtime(dir) => Journal::Sequential,
+            Ok(magic::EXT4) if has_journal(Path::new("/"), stat.dev) => Journal::Sequential,
+            Ok(magic::BTRFS) => Journal::Transactions,
             _ => Journal::Unknown,
         }
     }

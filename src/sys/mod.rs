@@ -18,11 +18,12 @@ mod handle;
 mod inotify;
 mod ioctl;
 mod journal;
+pub(crate) mod magic;
 pub mod mounts;
 pub mod namespace;
-mod own;
 pub mod pipe;
 pub mod process;
+mod thread;
 mod tree;
 pub mod uring;
 mod xattr;
@@ -43,7 +44,7 @@ pub use ioctl::{
     VerityDigest, clone_fuse_device, close_backing, file_attr_ioctl, is_casefolded, open_backing, verity_digest,
 };
 pub use journal::{Journal, begin_write_out, write_out};
-pub use own::set_umask;
+pub use thread::set_umask;
 pub use tree::private_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 

@@ -256,7 +256,7 @@ pub fn raise_descriptor_limit() -> io::Result<Option<u64>> {
 ///
 /// # Errors
 /// `EINVAL` for more than the process may have, `ENOMEM`.
-pub fn reserve_descriptors(count: u32) -> io::Result<()> {
+pub fn reserve_descriptors(count: usize) -> io::Result<()> {
     let any = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let last = RawFd::try_from(count.saturating_sub(1)).map_err(io::Error::other)?;
     drop(rustix::io::fcntl_dupfd_cloexec(&any, last)?);
@@ -428,7 +428,7 @@ mod tests {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
         assert!(size.trim().parse::<u32>().unwrap() >= 1000, "{size}");
-        assert_eq!(reserve_descriptors(u32::MAX).unwrap_err().kind(), io::ErrorKind::Other);
+        assert_eq!(reserve_descriptors(u32::MAX as usize).unwrap_err().kind(), io::ErrorKind::Other);
     }
 
     #[test]
